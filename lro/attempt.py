@@ -1,0 +1,236 @@
+"""One run of one job, from its claimed record to an Outcome.
+
+Decides what the end of a job's function means: a value, an error, or having been stopped. Whatever the
+function raises ends its own operation only. Writing the outcome is the worker's affair.
+"""
+
+import logging
+import random
+import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
+from math import inf
+from typing import Any, TypeVar, cast
+
+import anyio
+import anyio.lowlevel
+from pydantic import ValidationError
+
+from lro import lifecycle
+from lro.clock import Clock, micros, moment
+from lro.context import Context, Stop
+from lro.errors import LeaseLost, OperationError, Stopped, Unavailable
+from lro.jobs import Job
+from lro.lifecycle import Lease, Outcome, Raised, Record, Returned, StopReason, Unwound
+from lro.payload import PayloadTooLarge
+from lro.principal import Principal
+from lro.status import Code, Status, error_info
+from lro.store import Store
+
+__all__ = ["Attempt"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_MESSAGE = 4096  # characters of an error's message
+SAVE_AGAIN = (0.05, 1.0)  # seconds: the first wait and the longest while the store can't be reached
+
+
+class Attempt:
+    """Runs a claimed operation once.
+
+    Args:
+        job: The operation's job.
+        record: The operation as it was claimed.
+        store: Where its progress is saved.
+        clock: Tells how far the deadline is.
+
+    Attributes:
+        record: See above; its lease is the one that the attempt runs under.
+        stop: How the worker stops it.
+        over: True once the outcome is known: nothing can be stopped any more.
+    """
+
+    def __init__(self, job: Job[Any, Any, Any], record: Record, store: Store, clock: Clock) -> None:  # Any: any job
+        assert record.lease is not None
+        self.job = job
+        self.record = record
+        self.lease: Lease = record.lease
+        self._store = store
+        self._scope = anyio.CancelScope(shield=True)  # only we cancel it: a cancelled host is a shutdown
+        left = inf if record.deadline_at is None else (record.deadline_at - clock.now()) / 1_000_000
+        self.stop = Stop(self._scope, restartable=record.restartable, deadline=anyio.current_time() + left)
+        self._context: Context[Any] | None = None  # Any: the job's own progress, here and below
+
+    @property
+    def over(self) -> bool:
+        """True once the outcome is known."""
+        return self.stop.ended
+
+    async def run(self) -> Outcome:
+        """Run the job's function and say what became of it; raises nothing of the function's."""
+        try:
+            arguments = self._arguments()
+        except ValidationError as error:
+            self.stop.ended = True
+            return Raised(_stale_payload(self.record, error))
+        returned = False
+        text = ""
+        raised: BaseException | None = None
+        try:
+            with self._scope:
+                try:
+                    value = await self.job.function(*arguments)
+                    returned = True
+                    text = self.job.result.dump(value)
+                except BaseException as error:
+                    raised = error
+                    if self._scope.cancel_called:
+                        raise  # the scope takes its own cancellation out of this task
+        except BaseException:  # noqa: S110 -- `raised` has it whole; what the scope let pass is a part of it
+            pass
+        finally:
+            self.stop.ended = True
+        if raised is None:
+            return Returned(text)
+        return self._result_error(raised) if returned else self._classify(raised)
+
+    def take_report(self) -> str | None:
+        """Return the reported progress that is still to be saved, as JSON text, and forget it."""
+        if self._context is None or self.job.progress is None:
+            return None
+        reported = self._context.take_report()
+        if reported is None:
+            return None
+        try:
+            return self.job.progress.dump(reported)
+        except (TypeError, ValueError, RecursionError) as error:
+            self._context.log.error("the reported progress can't be saved: %s", type(error).__name__)
+            return None
+
+    def _arguments(self) -> tuple[Any, ...]:  # Any: the function's own
+        job, record = self.job, self.record
+        progress: Any = None  # Any: the job's own
+        if job.progress is not None:
+            progress = job.progress.load(record.progress or "{}")
+        self._context = Context(
+            name=record.name,
+            job=job.name,
+            attempt=record.attempt,
+            deadline=None if record.deadline_at is None else moment(record.deadline_at),
+            principal=Principal(record.owner, record.tenant),
+            progress=progress,
+            stop=self.stop,
+            save=self._save,
+        )
+        return (self._context,) if job.params is None else (self._context, job.params.load(record.params or "{}"))
+
+    async def _save(self, progress: Any) -> None:  # Any: the job's own
+        """Save progress; while the store can't be reached, wait until it can or the attempt is stopped."""
+        if self.job.progress is None:
+            msg = f"job {self.job.name} has no progress: annotate its context as Context[YourProgress]"
+            raise TypeError(msg)
+        save = partial(lifecycle.save_progress, lease=self.lease, progress=self.job.progress.dump(progress))
+        try:
+            await until_saved(partial(self._store.update, self.record.name, save), self._is_to_stop)
+        except LeaseLost:
+            self.stop.force(StopReason.LEASE_LOST)
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            raise
+
+    def _is_to_stop(self) -> bool:
+        return self.stop.reason is not None
+
+    def _classify(self, raised: BaseException) -> Outcome:
+        """Say what an exception of the job's function means."""
+        group: BaseExceptionGroup[BaseException] = (
+            cast("BaseExceptionGroup[BaseException]", raised)
+            if isinstance(raised, BaseExceptionGroup)
+            else BaseExceptionGroup("", [raised])
+        )
+        _, rest = group.split((anyio.get_cancelled_exc_class(), Stopped))
+        if rest is not None:
+            return self._failed(_lone(rest))
+        reason = self.stop.delivered
+        if reason is None:
+            log.error("%s: the job was cancelled by nobody that lro knows of", self.record.name, exc_info=raised)
+            message = f"{self.record.name} was stopped by a cancellation that nobody had asked for"
+            return Raised(Status(Code.INTERNAL, message, (error_info("JOB_FAILED", name=self.record.name),)))
+        return Unwound(reason, forced=self.stop.forced)
+
+    def _failed(self, error: BaseException) -> Raised:
+        status = _public_status(error) or self._internal("JOB_FAILED", error)
+        policy = self.job.retry
+        if policy is None or not policy.covers(error):
+            return Raised(status)
+        log.info("%s: attempt %d raised %s", self.record.name, self.record.attempt, type(error).__name__)
+        return Raised(status, micros(policy.delay(self.record.attempt, random.random())))  # noqa: S311 -- jitter
+
+    def _result_error(self, error: BaseException) -> Raised:
+        """Say why a result could not be kept; the job did its work, so it is not run again."""
+        if isinstance(error, PayloadTooLarge):
+            message = f"the result of {self.record.name} is too large: {error}"
+            info = error_info("RESULT_TOO_LARGE", name=self.record.name, limit=str(self.job.result.limit))
+            return Raised(Status(Code.RESOURCE_EXHAUSTED, message, (info,)))
+        return Raised(self._internal("RESULT_NOT_JSON", error))
+
+    def _internal(self, reason: str, error: BaseException) -> Status:
+        """Log an error under an id and return what clients may know of it."""
+        error_id = uuid.uuid4().hex[:16]
+        name = self.record.name
+        log.error("%s: attempt %d failed, error id %s", name, self.record.attempt, error_id, exc_info=error)
+        what = "its result has no JSON form" if reason == "RESULT_NOT_JSON" else "its job raised an exception"
+        info = error_info(reason, name=name, errorId=error_id)
+        return Status(Code.INTERNAL, f"{name} failed: {what}; the log has it under error id {error_id}", (info,))
+
+
+async def until_saved(write: Callable[[], Awaitable[T]], give_up: Callable[[], bool]) -> T | None:
+    """Repeat a write while the store can't be reached; None if it was given up.
+
+    Args:
+        write: The write; repeating it must be harmless.
+        give_up: Asked after each failure.
+
+    Raises:
+        StoreClosed: The store is closed: it never will be reached again.
+        LROError: Whatever else the write raises.
+    """
+    wait, longest = SAVE_AGAIN
+    while True:
+        try:
+            return await write()
+        except Unavailable as error:
+            if give_up():
+                return None
+            log.warning("%s; the write is repeated in %.2f s", error, wait)
+        await anyio.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 -- jitter
+        wait = min(wait * 2, longest)
+
+
+def _lone(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the one exception of a group of one, however nested; else the group."""
+    if len(group.exceptions) > 1:
+        return group
+    only = group.exceptions[0]
+    return _lone(cast("BaseExceptionGroup[BaseException]", only)) if isinstance(only, BaseExceptionGroup) else only
+
+
+def _public_status(error: BaseException) -> Status | None:
+    """Return the status that a job raised for its clients, or None if it raised something else."""
+    if not isinstance(error, OperationError):
+        return None
+    status = error.status
+    status = Status(status.code, status.message[:MAX_MESSAGE], status.details)
+    try:
+        status.to_json()
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return status
+
+
+def _stale_payload(record: Record, error: ValidationError) -> Status:
+    model = error.title
+    log.error("%s: what is stored no longer fits %s", record.name, model, exc_info=error)
+    message = f"{record.name} can't run: its stored params or progress no longer fit the model {model}"
+    return Status(Code.FAILED_PRECONDITION, message, (error_info("PAYLOAD_STALE", name=record.name, model=model),))

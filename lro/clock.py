@@ -1,0 +1,90 @@
+"""The time: where it is read, and how it is written.
+
+Wall-clock time says when something happened; how long something takes is measured on a monotonic clock.
+"""
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+__all__ = ["Clock", "SystemClock", "format_duration", "format_time", "micros", "moment", "parse_duration"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Clock(Protocol):
+    """Where the library reads the time; tests give their own."""
+
+    def now(self) -> int:
+        """Return the time in microseconds since 1970, UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds on a clock that never jumps."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> int:
+        """Return the time in microseconds since 1970, UTC."""
+        return time.time_ns() // 1000
+
+    def monotonic(self) -> float:
+        """Return seconds on a clock that never jumps."""
+        return time.monotonic()
+
+
+def micros(value: datetime | timedelta) -> int:
+    """Return a point in time as microseconds since 1970, or a duration in microseconds.
+
+    Raises:
+        ValueError: The datetime is naive.
+    """
+    if isinstance(value, timedelta):
+        return value // _MICROSECOND
+    if value.tzinfo is None:
+        msg = f"{value!r} names no time zone: use an aware datetime, as datetime.now(UTC) returns"
+        raise ValueError(msg)
+    return (value - _EPOCH) // _MICROSECOND
+
+
+def moment(value: int) -> datetime:
+    """Return microseconds since 1970 as an aware datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=value)
+
+
+def format_time(value: int) -> str:
+    """Write microseconds since 1970 as protobuf's JSON does: `2026-11-22T20:15:00.250Z`, 0, 3 or 6 digits."""
+    text = moment(value).isoformat().removesuffix("+00:00")
+    return text.removesuffix("000") + "Z" if "." in text else text + "Z"
+
+
+def format_duration(value: int) -> str:
+    """Write microseconds as protobuf's JSON does: `1.500s`."""
+    seconds, rest = divmod(abs(value), 1_000_000)
+    text = f"{seconds}" if not rest else f"{seconds}.{rest:06}".removesuffix("000")
+    return f"{'-' if value < 0 else ''}{text}s"
+
+
+_DURATION = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]{1,9}))?s")
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read protobuf's JSON form of a duration: `8s`, `1.500s`.
+
+    Raises:
+        ValueError: It is written otherwise, or longer than 10,000 years.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None or int(found[2]) > 315_576_000_000:
+        msg = f"{text!r} is no duration: write seconds with a final s, as in 8s or 1.500s"
+        raise ValueError(msg)
+    try:
+        value = timedelta(seconds=int(found[2]), microseconds=int((found[3] or "0").ljust(9, "0")) // 1000)
+    except OverflowError:  # pragma: no cover -- timedelta holds 2.7 million years; the limit above comes first
+        value = timedelta.max
+    return -value if found[1] else value

@@ -1,0 +1,265 @@
+"""Jobs: functions that a worker can run as operations, and how they are defined.
+
+Decides what a job's signature may be and what its types are. Nothing is registered anywhere: a worker is
+given its jobs, and `start` takes one.
+"""
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, Generic, get_args, get_origin, get_type_hints, overload
+
+from pydantic import BaseModel
+from typing_extensions import TypeVar
+
+from lro.context import Context
+from lro.lifecycle import RetryPolicy
+from lro.payload import Codec
+
+__all__ = ["Job", "job"]
+
+ParamsT = TypeVar("ParamsT")
+ProgressT = TypeVar("ProgressT")
+ResultT = TypeVar("ResultT")
+
+MAX_NAME = 63
+MAX_PARAMS = 256 * 1024  # bytes of JSON, like the next two
+MAX_PROGRESS = 64 * 1024
+MAX_RESULT = 1024 * 1024
+
+DEFAULT_RETENTION = timedelta(days=30)
+RESTARTABLE_ATTEMPTS = 3  # in all, for a job that is restartable without a retry policy
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
+
+
+class Job(Generic[ParamsT, ProgressT, ResultT]):
+    """A function that can be run as an operation; made by `@job`.
+
+    It stays callable as the function that it is.
+
+    Attributes:
+        name: What it is called in the store and on the wire.
+        function: The function itself.
+        params: How its params are read and written; None for a job without.
+        progress: How its progress is; None for a bare Context.
+        result: How its result is.
+        retry: When it runs again after an exception; None for never.
+        restartable: Whether it runs again after a lost worker or a shutdown.
+        attempt_limit: Attempts in all.
+        grace: From a cancel request until it is stopped at any await; None for never.
+        timeout: From the start of an operation to its deadline; None for none.
+        retention: From an operation's end to its removal.
+        cancellable: Whether cancel requests are taken.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Awaitable[ResultT]],
+        *,
+        params: Codec[ParamsT] | None,
+        progress: Codec[ProgressT] | None,
+        result: Codec[ResultT],
+        retry: RetryPolicy | None,
+        restartable: bool,
+        grace: timedelta | None,
+        timeout: timedelta | None,
+        retention: timedelta | None,
+        cancellable: bool,
+    ) -> None:
+        self.name = name
+        self.function = function
+        self.params = params
+        self.progress = progress
+        self.result = result
+        self.retry = retry
+        self.restartable = restartable or retry is not None
+        self.attempt_limit = retry.attempts if retry is not None else RESTARTABLE_ATTEMPTS if restartable else 1
+        self.grace = grace
+        self.timeout = timeout
+        self.retention = DEFAULT_RETENTION if retention is None else retention
+        self.cancellable = cancellable
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def __repr__(self) -> str:
+        """Name the job."""
+        return f"<Job {self.name!r}>"
+
+    def __call__(self, *arguments: Any, **named: Any) -> Awaitable[ResultT]:  # Any: the function's own
+        """Call the function itself."""
+        return self.function(*arguments, **named)
+
+
+class _Decorator:
+    """What `job(...)` returns: makes a Job of a function, its types taken from the signature."""
+
+    def __init__(
+        self,
+        name: str,
+        types: dict[str, Any],  # Any: type forms
+        options: dict[str, Any],  # Any: handed to Job, which declares them
+    ) -> None:
+        self._name = name
+        self._types = types
+        self._options = options
+
+    @overload
+    def __call__(
+        self, function: Callable[[Context[ProgressT], ParamsT], Awaitable[ResultT]], /
+    ) -> Job[ParamsT, ProgressT, ResultT]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[Context[ProgressT]], Awaitable[ResultT]], /
+    ) -> Job[None, ProgressT, ResultT]: ...
+    def __call__(self, function: Callable[..., Awaitable[Any]], /) -> Job[Any, Any, Any]:  # Any: see the overloads
+        types = _signature_types(self._name, function, self._types)
+        try:
+            return Job(
+                self._name,
+                function,
+                params=None if types["params"] is None else Codec(types["params"], limit=MAX_PARAMS),
+                progress=None if types["progress"] is None else Codec(types["progress"], limit=MAX_PROGRESS),
+                result=Codec(types["result"], limit=MAX_RESULT),
+                **self._options,
+            )
+        except TypeError as error:
+            msg = f"job {self._name}: {error}"
+            raise TypeError(msg) from error
+
+
+def job(
+    name: str,
+    *,
+    retry: RetryPolicy | None = None,
+    restartable: bool = False,
+    grace: timedelta | None = None,
+    timeout: timedelta | None = None,
+    retention: timedelta | None = None,
+    cancellable: bool = True,
+    params: Any = None,  # Any: a type form, here and below; None for the signature's own
+    progress: Any = None,
+    result: Any = None,
+) -> _Decorator:
+    """Define a job: `async def function(ctx: Context[Progress], params: Params) -> Result`.
+
+    Params and progress are pydantic models; `params` may be left out of the signature, and a bare Context
+    means no progress. The result is a model, dict, list, scalar or None. Every field of the progress has a
+    default: an operation begins with `Progress()`.
+
+    Args:
+        name: Explicit and stable, since stored operations refer to it: `books.render`; at most 63 characters.
+        retry: Run again after exceptions, as the policy says; the job is restartable too. None for never.
+        restartable: Run again after a lost worker or a shutdown, at most 3 attempts in all; its progress is
+            where it resumes. A job that is not is started at most once.
+        grace: How long after a cancel request it is stopped at any await, if it reached no checkpoint. None
+            leaves it to checkpoints alone.
+        timeout: How long after its start an operation fails with DEADLINE_EXCEEDED. None for no deadline.
+        retention: How long after its end an operation is kept; 30 days by default.
+        cancellable: False refuses cancel requests with UNIMPLEMENTED.
+        params: The params' type instead of the signature's; needed for a model local to a function.
+        progress: The progress's type, likewise.
+        result: The result's type, likewise.
+
+    Raises:
+        TypeError: The function is not such a function, or a type has no JSON form.
+        ValueError: The name or a duration is not valid.
+    """
+    if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
+        msg = (
+            f"job name {name!r}: use dotted lower-case words such as books.render, letters, digits and "
+            f"underscores, at most {MAX_NAME} characters"
+        )
+        raise ValueError(msg)
+    for what, duration in (("grace", grace), ("timeout", timeout), ("retention", retention)):
+        if duration is not None and duration < timedelta(0):
+            msg = f"job {name}: {what} is negative"
+            raise ValueError(msg)
+    options = {
+        "retry": retry,
+        "restartable": restartable,
+        "grace": grace,
+        "timeout": timeout,
+        "retention": retention,
+        "cancellable": cancellable,
+    }
+    return _Decorator(name, {"params": params, "progress": progress, "result": result}, options)
+
+
+def _signature_types(name: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:  # Any: types
+    """Return the types of params, progress and result; None for no params and for no progress."""
+    if not inspect.iscoroutinefunction(function):
+        msg = f"job {name}: {function!r} is no async function; define it with `async def`"
+        raise TypeError(msg)
+    arguments = [
+        argument
+        for argument in inspect.signature(function).parameters.values()
+        if argument.kind in (argument.POSITIONAL_ONLY, argument.POSITIONAL_OR_KEYWORD)
+    ]
+    required = sum(argument.default is argument.empty for argument in arguments)
+    if not arguments or required > 2:
+        msg = f"job {name}: a job takes (ctx) or (ctx, params), not {inspect.signature(function)}"
+        raise TypeError(msg)
+    hints = _hints(function)
+    types = dict(given)
+    context = hints.get(arguments[0].name, Context)
+    if types["progress"] is None:
+        types["progress"] = _progress_type(name, context)
+    if len(arguments) == 1:
+        types["params"] = None
+    elif types["params"] is None:
+        types["params"] = hints.get(arguments[1].name)
+        if types["params"] is None:
+            msg = f"job {name}: annotate {arguments[1].name!r} with its pydantic model"
+            raise TypeError(msg)
+    if types["result"] is None:
+        types["result"] = hints.get("return", Any)
+    for what, annotation in types.items():
+        if isinstance(annotation, str):
+            msg = f"job {name}: {annotation!r} can't be looked up; hand the type over: @job(..., {what}=...)"
+            raise TypeError(msg)
+    for what in ("params", "progress"):
+        model = types[what]
+        if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
+            msg = f"job {name}: {what} must be a pydantic model, not {model!r}"
+            raise TypeError(msg)
+    needed = (
+        []
+        if types["progress"] is None
+        else [field for field, info in types["progress"].model_fields.items() if info.is_required()]
+    )
+    if needed:
+        msg = f"job {name}: an operation begins with an empty progress, so {', '.join(needed)} must have a default"
+        raise TypeError(msg)
+    return types
+
+
+def _progress_type(name: str, context: Any) -> Any:  # Any: type forms
+    if isinstance(context, str):
+        found = re.fullmatch(r"(?:\w+\.)*Context(?:\[(.+)\])?", context)
+        if found:
+            return found[1]  # None for a bare Context, else a name that could not be looked up
+    if context is Context:
+        return None
+    if get_origin(context) is Context:
+        (progress,) = get_args(context)
+        return None if progress is type(None) else progress
+    msg = f"job {name}: the first argument of an async job is a Context, not {context!r}"
+    raise TypeError(msg)
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:  # Any: type forms; a string is one not found
+    """Return the annotations, as strings where a name in them is not known at module level."""
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError:
+        hints: dict[str, Any] = {}  # Any: type forms
+        for argument, annotation in inspect.get_annotations(function).items():
+            lone = type("_", (), {"__annotations__": {"it": annotation}, "__module__": function.__module__})
+            try:
+                hints[argument] = get_type_hints(lone, include_extras=True)["it"]
+            except NameError:
+                hints[argument] = annotation
+        return hints

@@ -1,0 +1,496 @@
+"""Operations: start, get, list, cancel, delete, wait: the API side, in process.
+
+The routes call the same methods. Nothing here knows who runs what: it writes requests into the store and
+reads what became of them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar, overload
+
+import anyio
+from itsdangerous import BadData, URLSafeTimedSerializer
+from pydantic import ValidationError
+
+from lro import lifecycle
+from lro.clock import Clock, SystemClock, micros
+from lro.errors import (
+    InvalidArgument,
+    NotFound,
+    OperationCancelled,
+    OperationFailed,
+    PermissionDenied,
+    Unavailable,
+    Unimplemented,
+)
+from lro.jobs import Job
+from lro.lifecycle import Facts, Record, State, Transition
+from lro.payload import encode
+from lro.principal import ANYTHING, Principal, Scope
+from lro.resource import Operation, is_parent, new_name, parse_name
+from lro.status import BAD_REQUEST, Code
+from lro.store import PageQuery, Store
+from lro.store.base import Within
+
+__all__ = ["OperationPage", "Operations"]
+
+ParamsT = TypeVar("ParamsT")
+ResultT = TypeVar("ResultT")
+
+DEFAULT_PAGE, MAX_PAGE = 50, 1000
+PAGE_TOKEN_AGE = timedelta(days=3)
+MAX_WAIT = timedelta(seconds=8)  # clients' own time-outs start at 10 s
+MAX_WAITS = 1000
+LOOK_AGAIN = 1.0  # seconds between two looks of a wait that no hint reaches
+MAX_TEXT = 1024  # characters of a request id, a target, a cancel reason
+
+
+@dataclass(frozen=True, slots=True)
+class OperationPage:
+    """One page of a listing.
+
+    Attributes:
+        operations: Newest first.
+        next_page_token: Hand it to the next call; "" at the end, and only there.
+    """
+
+    operations: Sequence[Operation]
+    next_page_token: str
+
+
+class Operations:
+    """Starts operations of jobs and looks after them; all calls need an open store.
+
+    Every method raises Unavailable if the store can't be reached and StoreClosed outside its `async with`.
+    Those that take a `scope` treat an operation that it does not cover like one that is not there: with a
+    limited scope PermissionDenied for both, else NotFound (AIP-211).
+
+    Args:
+        store: Where operations are kept.
+        domain: Whose errors these are: the ErrorInfo's `domain` (AIP-193), such as "books.example.com".
+        max_wait: The longest `wait`, and the default.
+        max_waits: Waits at once; one too many returns the current state at once.
+        delete_running: "hide" to delete operations that have not ended as the proto says: hidden, not cancelled.
+            "reject" to refuse that.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        domain: str = "lro",
+        max_wait: timedelta = MAX_WAIT,
+        max_waits: int = MAX_WAITS,
+        delete_running: str = "hide",
+        clock: Clock | None = None,
+    ) -> None:
+        if delete_running not in ("hide", "reject"):
+            msg = f"delete_running={delete_running!r}: use 'hide' or 'reject'"
+            raise ValueError(msg)
+        self.store = store
+        self.domain = domain
+        self._max_wait = max_wait
+        self._max_waits = max_waits
+        self._reject_running = delete_running == "reject"
+        self._clock = clock or SystemClock()
+        self._waits: set[anyio.CancelScope] = set()
+        self._shutting_down = False
+
+    @overload
+    async def start(
+        self,
+        job: Job[None, Any, Any],
+        params: None = None,
+        *,
+        request_id: str | None = None,
+        parent: str = "",
+        target: str = "",
+        priority: int = 0,
+        schedule_at: datetime | None = None,
+        timeout: timedelta | None = None,
+        grace: timedelta | None = None,
+        ttl: timedelta | None = None,
+        principal: Principal | None = None,
+        within: Within | None = None,
+    ) -> Operation: ...
+    @overload
+    async def start(
+        self,
+        job: Job[ParamsT, Any, Any],
+        params: ParamsT,
+        *,
+        request_id: str | None = None,
+        parent: str = "",
+        target: str = "",
+        priority: int = 0,
+        schedule_at: datetime | None = None,
+        timeout: timedelta | None = None,
+        grace: timedelta | None = None,
+        ttl: timedelta | None = None,
+        principal: Principal | None = None,
+        within: Within | None = None,
+    ) -> Operation: ...
+    async def start(
+        self,
+        job: Job[Any, Any, Any],  # Any: a job of any types
+        params: Any = None,  # Any: the job's own
+        *,
+        request_id: str | None = None,
+        parent: str = "",
+        target: str = "",
+        priority: int = 0,
+        schedule_at: datetime | None = None,
+        timeout: timedelta | None = None,
+        grace: timedelta | None = None,
+        ttl: timedelta | None = None,
+        principal: Principal | None = None,
+        within: Within | None = None,
+    ) -> Operation:
+        """Start an operation; it is stored when this returns, and a worker runs it.
+
+        Args:
+            job: What to run.
+            params: Its params: the model, or JSON values that fit it.
+            request_id: The client's key for this request: repeating the call with it within 24 h returns the
+                same operation (AIP-155).
+            parent: The resource that it belongs to, such as `projects/p`; its name begins with that.
+            target: The resource that it works on, for the metadata.
+            priority: Higher runs first; from -2**31 to 2**31 - 1.
+            schedule_at: Not to be run before; aware.
+            timeout: From now, or from `schedule_at`, to its deadline; the job's own by default.
+            grace: From a cancel request until the job is stopped at any await; the job's own by default.
+            ttl: How long it is kept after its end; the job's own retention by default.
+            principal: Who starts it: stamped on it as owner and tenant.
+            within: Writes of your own in the same transaction: called with the database's connection; what
+                it raises undoes both and comes out here.
+
+        Raises:
+            InvalidArgument: The params or another argument are not valid, or the request id was used for
+                another request, or for an operation that was deleted.
+        """
+        now = self._clock.now()
+        who = principal or Principal()
+        text = _params_text(job, params)
+        asked = [job.name, text, parent, target]
+        duration = job.timeout if timeout is None else timeout
+        due_at = now if schedule_at is None else max(now, micros(schedule_at))
+        stop_after = job.grace if grace is None else grace
+        retention = job.retention if ttl is None else ttl
+        for field, value in (("timeout", duration), ("grace", stop_after), ("ttl", retention)):
+            if value is not None and value < timedelta(0):
+                raise invalid(field, "must not be negative")
+        for field, words in (("requestId", request_id), ("target", target)):
+            if words is not None and (len(words) > MAX_TEXT or not _is_text(words)):
+                raise invalid(field, f"must be text of at most {MAX_TEXT} characters")
+        if request_id == "":
+            request_id = None  # as in proto3: empty is not set
+        if not -(2**31) <= priority < 2**31:
+            raise invalid("priority", "must be a 32-bit integer")
+        if not is_parent(parent):
+            raise invalid("parent", "must be a resource name such as projects/p, or empty")
+        record = Record(
+            state=State.PENDING,
+            cancel_outcome=None,
+            version=1,
+            attempt=0,
+            token=0,
+            updated_at=now,
+            due_at=due_at,
+            started_at=None,
+            claimed_at=None,
+            ended_at=None,
+            expire_at=None,
+            deleted_at=None,
+            lease_owner=None,
+            lease_time=None,
+            cancel_requested_at=None,
+            cancel_reason=None,
+            cancel_requester=None,
+            committed_at=None,
+            progress=None,
+            response=None,
+            error=None,
+            last_error=None,
+            status_message=None,
+            name=new_name(parent, now),
+            parent=parent,
+            job=job.name,
+            owner=who.id,
+            tenant=who.tenant,
+            request_id=request_id,
+            request_digest=None if request_id is None else _digest(asked),
+            target=target,
+            priority=priority,
+            created_at=now,
+            deadline_at=None if duration is None else due_at + micros(duration),
+            grace=None if stop_after is None else micros(stop_after),
+            retention=micros(retention),
+            restartable=job.restartable,
+            attempt_limit=job.attempt_limit,
+            cancellable=job.cancellable,
+            response_type="",
+            metadata_type="",
+            params=text,
+        )
+        stored = await self._insert(record, within)
+        return Operation.of(stored, self.domain)
+
+    async def _insert(self, record: Record, within: Within | None) -> Record:
+        try:
+            stored = await self.store.insert(record, within)
+        except Unavailable:
+            if record.request_id is not None:
+                raise  # the client repeats it under its own key
+            found = await self.store.get(record.name)  # the outcome is unknown: look
+            if found is None:
+                raise
+            return found
+        if stored.name == record.name:
+            return stored
+        if stored.request_digest != record.request_digest or stored.owner != record.owner:
+            msg = f"requestId {record.request_id!r} was used for another request: use a new one"
+            raise InvalidArgument(msg, reason="REQUEST_ID_REUSED", requestId=record.request_id or "")
+        if stored.deleted_at is not None:
+            msg = f"requestId {record.request_id!r} started an operation that was deleted: use a new one"
+            raise InvalidArgument(msg, reason="REQUEST_ID_DELETED", requestId=record.request_id or "")
+        return stored
+
+    async def get(self, name: str, *, scope: Scope = ANYTHING) -> Operation:
+        """Return an operation as it is now.
+
+        Raises:
+            NotFound: There is none of this name, or it was deleted.
+        """
+        return Operation.of(await self.get_record(name, scope=scope), self.domain)
+
+    async def get_record(self, name: str, *, scope: Scope = ANYTHING) -> Record:
+        """Return the record behind `get`; for routes that write it out themselves."""
+        record = await self.store.get(name) if parse_name(name) is not None else None
+        return _seen(record, name, "get", scope)
+
+    async def list(
+        self,
+        parent: str = "",
+        filter: str = "",  # noqa: A002 -- the field's name in ListOperationsRequest
+        page_size: int = 0,
+        page_token: str = "",
+        *,
+        scope: Scope = ANYTHING,
+    ) -> OperationPage:
+        """Return a page of the operations of a parent, newest first.
+
+        Args:
+            parent: The resource that they belong to; "" for those without one.
+            filter: Not supported yet: must be empty.
+            page_size: At most so many; 0 for 50; more than 1000 counts as 1000.
+            page_token: From the page before; the other arguments but for page_size must be the same.
+            scope: What the caller may see.
+
+        Raises:
+            InvalidArgument: page_size is negative, or page_token is not one of ours, expired, or another listing's.
+            Unimplemented: A filter is given.
+        """
+        if filter:
+            raise Unimplemented("filter is not supported: leave it empty", reason="FILTER_UNSUPPORTED")
+        if not -(2**31) <= page_size < 2**31 or page_size < 0:
+            raise invalid("pageSize", "must be a 32-bit integer that is not negative")
+        if not is_parent(parent):
+            raise invalid("name", "must be the parent's resource name, as in projects/p/operations")
+        limit = min(page_size or DEFAULT_PAGE, MAX_PAGE)
+        sealer = URLSafeTimedSerializer(await self.store.secret(), salt=_digest([parent, filter, *_words(scope)]))
+        after: tuple[int, str] | None = None
+        if page_token:
+            try:
+                created_at, name = sealer.loads(page_token, max_age=int(PAGE_TOKEN_AGE.total_seconds()))
+            except BadData as error:
+                what = "is not a token of this listing, or has expired: begin again without one"
+                raise invalid("pageToken", what, reason="INVALID_PAGE_TOKEN") from error
+            after = (created_at, name)
+        records = await self.store.list(PageQuery(parent, scope, limit + 1, after))
+        shown, more = records[:limit], len(records) > limit
+        token = str(sealer.dumps([shown[-1].created_at, shown[-1].name])) if more else ""
+        return OperationPage([Operation.of(record, self.domain) for record in shown], token)
+
+    async def cancel(
+        self, name: str, *, reason: str | None = None, requester: str | None = None, scope: Scope = ANYTHING
+    ) -> Operation:
+        """Ask for an operation to be cancelled; the request is durable when this returns.
+
+        It is a request: the job sees it at its next checkpoint, and may end naturally all the same. Asking
+        again, or for an operation that has ended, changes nothing.
+
+        Args:
+            name: The operation.
+            reason: The client's words, for the job and the metadata.
+            requester: Who asks, for the metadata.
+            scope: What the caller may touch.
+
+        Raises:
+            NotFound: There is none of this name, or it was deleted.
+            Unimplemented: Its job can't be cancelled.
+        """
+        if reason is not None and (len(reason) > MAX_TEXT or not _is_text(reason)):
+            raise invalid("reason", f"must be text of at most {MAX_TEXT} characters")
+        transition = partial(lifecycle.request_cancel, reason=reason, requester=requester)
+        return await self._update(name, transition, "cancel", scope)
+
+    async def delete(self, name: str, *, scope: Scope = ANYTHING) -> None:
+        """Forget an operation; one that has not ended is hidden, and goes on.
+
+        Raises:
+            NotFound: There is none of this name, or it was deleted before.
+            FailedPrecondition: It has not ended, with delete_running="reject".
+        """
+        await self._update(name, partial(lifecycle.delete, reject_running=self._reject_running), "delete", scope)
+
+    async def wait(self, name: str, timeout: timedelta | None = None, *, scope: Scope = ANYTHING) -> Operation:
+        """Return the operation as soon as it is done, or as it is when the time is up.
+
+        Args:
+            name: The operation.
+            timeout: How long at most; `max_wait` if None or longer. May return earlier.
+            scope: What the caller may see.
+
+        Raises:
+            NotFound: There is none of this name, or it is deleted meanwhile.
+            InvalidArgument: The timeout is negative.
+        """
+        seconds = self._max_wait.total_seconds()
+        if timeout is not None:
+            if timeout < timedelta(0):
+                raise invalid("timeout", "must not be negative")
+            seconds = min(seconds, timeout.total_seconds())
+        if len(self._waits) >= self._max_waits:
+            seconds = 0  # the proto allows to return early, even at once
+        return Operation.of(await self._wait(name, seconds, scope), self.domain)
+
+    async def result(
+        self,
+        job: Job[Any, Any, ResultT],
+        name: str,
+        *,
+        timeout: timedelta | None = None,  # Any: any such job
+    ) -> ResultT:
+        """Wait for an operation's end and return its result, typed.
+
+        Args:
+            job: The operation's job.
+            name: The operation.
+            timeout: How long at most; None for as long as it takes.
+
+        Raises:
+            OperationFailed: It ended in an error; OperationCancelled if that is CANCELLED.
+            TimeoutError: It has not ended in this time.
+            Unavailable: This service shuts down before the end.
+            InvalidArgument: It is another job's.
+            NotFound: There is none of this name.
+        """
+        with anyio.fail_after(None if timeout is None else timeout.total_seconds()):
+            record = await self._wait(name, float("inf"), ANYTHING)
+        if not record.state.is_terminal:
+            raise Unavailable(f"{name} has not ended, and this service shuts down", reason="SHUTTING_DOWN", name=name)
+        if record.job != job.name:
+            msg = f"{name} is an operation of job {record.job}, not of {job.name}"
+            raise InvalidArgument(msg, reason="WRONG_JOB", name=name, job=record.job)
+        operation = Operation.of(record, self.domain)
+        if operation.error is not None:
+            cancelled = operation.error.code is Code.CANCELLED
+            raise (OperationCancelled if cancelled else OperationFailed)(name, operation.error)
+        return job.result.load(record.response or "null")
+
+    def begin_shutdown(self) -> None:
+        """End all waits now, each with the current state, and let no new one wait; final."""
+        self._shutting_down = True
+        for scope in tuple(self._waits):
+            scope.cancel()
+
+    async def _wait(self, name: str, seconds: float, scope: Scope) -> Record:
+        """Return the record once it is terminal, or as it is after so many seconds or at a shutdown."""
+        record = await self.get_record(name, scope=scope)
+        if record.state.is_terminal or seconds <= 0 or self._shutting_down:
+            return record
+        with self.store.watch(name) as watch, anyio.move_on_after(seconds) as waiting:
+            self._waits.add(waiting)
+            try:
+                record = await self.get_record(name, scope=scope)  # it may have ended before the watch began
+                while not record.state.is_terminal:
+                    told = await watch.changed(LOOK_AGAIN)
+                    if told is None:
+                        record = await self.get_record(name, scope=scope)
+                    else:
+                        record = _seen(told, name, "get", scope)
+            finally:
+                self._waits.discard(waiting)
+        return record
+
+    async def _update(self, name: str, transition: Transition, verb: str, scope: Scope) -> Operation:
+        if parse_name(name) is None:
+            _seen(None, name, verb, scope)
+
+        def visible(record: Record, facts: Facts) -> Record:
+            return transition(_seen(record, name, verb, scope), facts)
+
+        try:
+            return Operation.of(await self.store.update(name, visible), self.domain)
+        except NotFound:
+            return Operation.of(_seen(None, name, verb, scope), self.domain)
+
+
+def invalid(field: str, what: str, *, reason: str = "INVALID_ARGUMENT") -> InvalidArgument:
+    """Return the error for one bad field of a request, with a google.rpc.BadRequest."""
+    violation = {"@type": BAD_REQUEST, "fieldViolations": [{"field": field, "description": what}]}
+    return InvalidArgument(f"{field}: {what}", reason=reason, details=[violation], field=field)
+
+
+def invalid_params(job: Job[Any, Any, Any], error: ValidationError) -> InvalidArgument:  # Any: a job of any types
+    """Return the error for params that do not fit their model, with every field named."""
+    violations = [
+        {"field": ".".join(["params", *(str(step) for step in entry["loc"])]), "description": entry["msg"]}
+        for entry in error.errors(include_url=False, include_input=False)
+    ]
+    fields = ", ".join(violation["field"] for violation in violations[:5])
+    details = [{"@type": BAD_REQUEST, "fieldViolations": violations}]
+    msg = f"the params of job {job.name} are not valid: {fields}"
+    return InvalidArgument(msg, reason="INVALID_PARAMS", details=details, job=job.name, fields=fields)
+
+
+def _seen(record: Record | None, name: str, verb: str, scope: Scope) -> Record:
+    """Return the record if the caller may see it; foreign, deleted and missing are the same (AIP-211)."""
+    if record is not None and record.deleted_at is None and scope.covers(record):
+        return record
+    if scope.is_limited:
+        msg = f"Permission 'operations.{verb}' denied on resource '{name}' (or it might not exist)."
+        raise PermissionDenied(msg, permission=f"operations.{verb}", name=name)
+    raise NotFound(f"There is no operation {name}: it never was, has expired, or was deleted", name=name)
+
+
+def _params_text(job: Job[Any, Any, Any], params: Any) -> str | None:  # Any: a job of any types, and its params
+    if job.params is None:
+        if params is not None and params != {}:
+            raise invalid("params", f"job {job.name} takes none")
+        return None
+    try:
+        return job.params.dump(job.params.validate({} if params is None else params))
+    except ValidationError as error:
+        raise invalid_params(job, error) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise invalid("params", str(error)[:500], reason="INVALID_PARAMS") from error
+
+
+def _digest(asked: Sequence[object]) -> str:
+    return hashlib.sha256(encode(asked, 2**31).encode()).hexdigest()
+
+
+def _words(scope: Scope) -> list[str | None]:
+    return [scope.owner, scope.tenant]
+
+
+def _is_text(words: str) -> bool:
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False  # half of a surrogate pair
+    return "\0" not in words

@@ -1,0 +1,216 @@
+"""Payloads: params, progress and results between Python values and the JSON text that is stored.
+
+Decides what counts as JSON here (finite numbers, no lone surrogates, bounded size) and how a declared
+type reads and writes it. What is done about a payload that does not fit is left to the caller.
+"""
+
+import json
+from collections.abc import Callable
+from types import UnionType
+from typing import Annotated, Any, Generic, Protocol, TypeVar, Union, cast, get_args, get_origin
+
+from pydantic import BaseModel, JsonValue, PydanticSchemaGenerationError, TypeAdapter
+
+__all__ = ["MAX_DEPTH", "Codec", "PayloadTooLarge", "encode", "parse"]
+
+T = TypeVar("T")
+
+MAX_DEPTH = 64
+
+
+class PayloadTooLarge(ValueError):
+    """The JSON text is longer than its limit."""
+
+
+class Codec(Generic[T]):
+    """Reads and writes one declared type as JSON text.
+
+    Args:
+        annotation: The type: a pydantic model, a builtin, a union, ...; Any stands for any JSON value.
+        limit: Bytes at most.
+
+    Raises:
+        TypeError: pydantic knows no schema for the type, or a model writes a field under a name that it does
+            not read.
+    """
+
+    def __init__(self, annotation: Any, *, limit: int) -> None:  # Any: a type form
+        self.annotation = annotation
+        self.limit = limit
+        try:
+            self._adapter: TypeAdapter[T] = TypeAdapter(_json_type(annotation))
+        except PydanticSchemaGenerationError as error:
+            msg = f"{annotation!r} has no JSON form: use a pydantic model, or dict, list, str, int, float, bool, None"
+            raise TypeError(msg) from error
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            _check_round_trip(annotation)
+
+    def schema(self) -> dict[str, Any]:  # Any: JSON
+        """Return the JSON schema of what may be sent in."""
+        return self._adapter.json_schema(by_alias=True)
+
+    def validate(self, value: Any) -> T:  # Any: what is to be checked
+        """Return the value as this type; JSON's own types are converted, a model is taken as it is.
+
+        Raises:
+            pydantic.ValidationError: It does not fit.
+        """
+        return self._adapter.validate_python(value, by_alias=True, by_name=True)
+
+    def load(self, text: str | bytes) -> T:
+        """Read JSON text.
+
+        Raises:
+            pydantic.ValidationError: It does not fit the type.
+        """
+        return self._adapter.validate_json(text, by_alias=True, by_name=True)
+
+    def dump(self, value: T) -> str:
+        """Write a value as compact JSON text, under the model's own aliases.
+
+        Raises:
+            TypeError, ValueError, RecursionError: The value is not of the type, or has no JSON form.
+            PayloadTooLarge: The text is longer than the limit.
+        """
+        self._adapter.validate_python(value, strict=True)
+        return encode(self._adapter.dump_python(value, mode="json", by_alias=True, warnings="error"), self.limit)
+
+
+def encode(value: object, limit: int) -> str:
+    """Write a value made of JSON's types as compact text.
+
+    Raises:
+        TypeError, ValueError, RecursionError: It is not made of JSON's types, or holds NaN, infinity, a lone
+            surrogate or itself.
+        PayloadTooLarge: The text is longer than `limit` bytes.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    size = len(text.encode())
+    if size > limit:
+        msg = f"{size:,} bytes of JSON, {limit:,} are allowed"
+        raise PayloadTooLarge(msg)
+    return text
+
+
+def parse(body: bytes) -> Any:  # Any: JSON
+    """Read JSON from outside strictly: no duplicate keys, finite 64-bit numbers, valid text, 64 levels.
+
+    Raises:
+        ValueError: It is not such JSON; the message says where or why.
+    """
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        msg = f"the body is not UTF-8 at byte {error.start}"
+        raise ValueError(msg) from error
+    _check_depth(text)
+    value = json.loads(
+        text,
+        object_pairs_hook=_no_duplicates,
+        parse_int=_bounded,
+        parse_float=_finite,
+        parse_constant=_refuse_constant,
+    )
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        msg = "the body holds half of a surrogate pair"
+        raise ValueError(msg) from error
+    return value
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    quoted = escaped = False
+    for character in text:
+        if quoted:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == '"':
+                quoted = False
+        elif character == '"':
+            quoted = True
+        elif character in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                msg = f"the body is nested deeper than {MAX_DEPTH} levels"
+                raise ValueError(msg)
+        elif character in "]}":
+            depth -= 1
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: JSON
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        msg = f"key {twice!r} stands twice in one object"
+        raise ValueError(msg)
+    return value
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        msg = f"the integer {digits[:24]} does not fit in 64 bits; send it as a string"
+        raise ValueError(msg)
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        msg = f"the number {digits[:24]} is too large"
+        raise ValueError(msg)
+    return number
+
+
+def _refuse_constant(name: str) -> float:
+    msg = f"{name} is not JSON"
+    raise ValueError(msg)
+
+
+def _json_type(annotation: Any) -> Any:  # Any: type forms
+    """Return the annotation with `Any` and bare containers narrowed to what JSON can hold.
+
+    pydantic would write whatever it finds there, a set as a list; a job that returns one shall hear of it.
+    """
+    if annotation is Any or annotation is object:
+        return JsonValue
+    if annotation is dict:
+        return dict[str, JsonValue]
+    if annotation is list:
+        return list[JsonValue]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (dict, list, tuple):
+        return cast("Any", origin)[
+            tuple(_json_type(argument) if argument is not ... else ... for argument in arguments)
+        ]
+    if origin in (Union, UnionType):
+        return Union[tuple(_json_type(argument) for argument in arguments)]  # noqa: UP007 -- made at run time
+    if origin is Annotated:
+        return Annotated[(_json_type(arguments[0]), *arguments[1:])]
+    return annotation
+
+
+class _Field(Protocol):
+    alias: str | None
+    serialization_alias: str | None
+    validation_alias: Any  # Any: str, AliasPath or AliasChoices
+
+
+def _check_round_trip(model: type[BaseModel]) -> None:
+    for name, info in model.model_fields.items():
+        field = cast("_Field", info)
+        written = field.serialization_alias or name
+        readable = {name, field.alias, field.validation_alias} if isinstance(field.validation_alias, str) else {name}
+        choices: Callable[[], list[Any]] | None = getattr(field.validation_alias, "convert_to_aliases", None)
+        if choices is not None:
+            readable |= {choice[0] for choice in choices() if isinstance(choice, list) and len(choice) == 1}
+        if written not in readable:
+            msg = (
+                f"{model.__name__}.{name} is written as {written!r} but not read under that name: "
+                "use alias=, or the same serialization_alias and validation_alias"
+            )
+            raise TypeError(msg)

@@ -1,0 +1,182 @@
+"""The Operation resource: what a record looks like to clients, and how operations are named.
+
+Decides the fields of google.longrunning.Operation and of its metadata, and nothing about state. The top
+level holds what Google's clients know and nothing else; all that is ours stands in the metadata.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lro.clock import format_time
+from lro.lifecycle import Record, State
+from lro.status import ERROR_INFO, Code, Status
+
+__all__ = ["Operation", "new_name", "parse_name"]
+
+STRUCT = "type.googleapis.com/google.protobuf.Struct"
+VALUE = "type.googleapis.com/google.protobuf.Value"
+EMPTY = "type.googleapis.com/google.protobuf.Empty"
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base32: no i, l, o, u
+_NAME = re.compile(r"(?:(.+)/)?operations/[0-9a-hjkmnp-tv-z]{26}")
+_SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
+MAX_PARENT = 512  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A google.longrunning.Operation: a long-running piece of work as its clients see it.
+
+    Attributes:
+        name: Its resource name: `operations/{id}`, after its parent if it has one.
+        metadata: Who asked for what and how far it is: `createTime`, `state`, `progress` and so on, as on the
+            wire, times as RFC 3339 text.
+        done: True once it has ended; then exactly one of the next two says how.
+        error: Why it failed, or None.
+        response: Its result as JSON values, or None. A job without a result responds with None too.
+        etag: A value that changes with each write of the operation.
+    """
+
+    name: str
+    metadata: Mapping[str, Any]  # Any: JSON, here and below
+    done: bool
+    error: Status | None
+    response: Any
+    etag: str = field(default="", compare=False)
+
+    @classmethod
+    def of(cls, record: Record, domain: str = "lro") -> "Operation":
+        """Return the resource of a record.
+
+        Args:
+            record: The record.
+            domain: Whose errors the library's are: the ErrorInfo's domain.
+        """
+        return cls(
+            name=record.name,
+            metadata=_metadata(record, domain),
+            done=record.state.is_terminal,
+            error=None if record.error is None else with_domain(Status.from_json(record.error), domain),
+            response=None if record.response is None else json.loads(record.response),
+            etag=f'"{record.token}-{record.version}"',
+        )
+
+    @property
+    def state(self) -> State:
+        """The state, as in the metadata."""
+        return State(self.metadata["state"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the operation as protobuf's JSON mapping has it: ready for json.dumps."""
+        value: dict[str, Any] = {
+            "name": self.name,
+            "metadata": {"@type": STRUCT, "value": dict(self.metadata)},
+            "done": self.done,
+        }
+        if self.error is not None:
+            value["error"] = json.loads(self.error.to_json())
+        elif self.done:
+            value["response"] = _any(self.response)
+        return value
+
+    def to_json(self) -> bytes:
+        """Return `to_dict` as JSON in UTF-8."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _any(response: Any) -> dict[str, Any]:
+    """Wrap JSON as google.protobuf.Any, in a type that every Google client can parse."""
+    if response is None:
+        return {"@type": EMPTY}  # which may have no value
+    return {"@type": STRUCT if isinstance(response, dict) else VALUE, "value": response}
+
+
+def _metadata(record: Record, domain: str) -> dict[str, Any]:
+    """Return the common fields that are set, named as about a hundred Google APIs name them (AIP-142, AIP-148)."""
+    value: dict[str, Any] = {
+        "createTime": format_time(record.created_at),
+        "updateTime": format_time(record.updated_at),
+        "verb": record.job,
+        "state": record.state.value,
+        "attempt": record.attempt,
+        "requestedCancellation": record.cancel_requested_at is not None,
+        "cancellable": record.cancellable,
+    }
+    delayed = record.state is State.PENDING and record.due_at > record.created_at
+    times = {
+        "scheduleTime": record.due_at if delayed else None,
+        "startTime": record.started_at,
+        "endTime": record.ended_at,
+        "deadline": record.deadline_at,
+        "expireTime": record.expire_at,
+        "cancelTime": record.cancel_requested_at,
+    }
+    value.update((key, format_time(at)) for key, at in times.items() if at is not None)
+    texts = {
+        "target": record.target,
+        "cancelReason": record.cancel_reason,
+        "cancelRequester": record.cancel_requester,
+        "statusMessage": record.status_message,
+    }
+    value.update((key, text) for key, text in texts.items() if text)
+    if record.cancel_outcome is not None:
+        value["cancelOutcome"] = record.cancel_outcome.value
+    if record.last_error is not None:
+        status = with_domain(Status.from_json(record.last_error), domain)
+        value["lastError"] = json.loads(status.to_json())
+    if record.progress is not None:
+        value["progress"] = json.loads(record.progress)
+    return value
+
+
+def with_domain(status: Status, domain: str) -> Status:
+    """Return the status with the service's domain in an ErrorInfo that has none."""
+    details = tuple(
+        {**detail, "domain": domain} if detail.get("@type") == ERROR_INFO and "domain" not in detail else detail
+        for detail in status.details
+    )
+    return Status(status.code, status.message, details)
+
+
+def error_body(status: Status, domain: str) -> bytes:
+    """Return the JSON body of a failed HTTP call (AIP-193), in UTF-8."""
+    value = json.loads(with_domain(status, domain).to_json())
+    code = Code(value["code"])
+    error = {"code": code.http_status, "message": value["message"], "status": code.name}
+    if "details" in value:
+        error["details"] = value["details"]
+    return json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def new_name(parent: str, now: int) -> str:
+    """Return a name for a new operation: 26 characters of base32, 128 bits, roughly ordered by time.
+
+    Args:
+        parent: The resource that it belongs to; "" for none.
+        now: Microseconds since 1970.
+    """
+    number = (now // 1000 % 2**48) << 80 | secrets.randbits(80)
+    digits = "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+    return f"{parent}/operations/{digits}" if parent else f"operations/{digits}"
+
+
+def parse_name(name: str) -> str | None:
+    """Return the parent of an operation's name, "" for none; None if it is no operation's name."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    parent = found[1] or ""
+    return parent if is_parent(parent) else None
+
+
+def is_parent(parent: str) -> bool:
+    """Return whether this can be what operations belong to: "" or `collection/id/...`, plain segments."""
+    if not parent:
+        return True
+    segments = parent.split("/")
+    plain = all(_SEGMENT.fullmatch(segment) and segment not in (".", "..") for segment in segments)
+    return plain and len(segments) % 2 == 0 and len(parent) <= MAX_PARENT

@@ -1,0 +1,128 @@
+"""The Store: the only meeting point of those who start operations and those who run them.
+
+Says what every store offers. It keeps records and finds them; what becomes of one is decided by the
+transition that the caller hands in. Notices are hints: they hasten things and may be lost.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from lro.lifecycle import Record, Transition
+from lro.principal import ANYTHING, Scope
+from lro.store.hints import Listener, Watch
+
+__all__ = ["PageQuery", "Store", "Within"]
+
+Within = Callable[[Any], None]
+"""The caller's own writes, in the transaction of the store's. Any: the database's connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """Which records a page of a listing holds, newest first.
+
+    Attributes:
+        parent: The resource that the operations belong to; "" for none.
+        scope: What the caller may see.
+        limit: Records at most, from 1.
+        after: The (created_at, name) of the last record of the page before, or None.
+    """
+
+    parent: str = ""
+    scope: Scope = ANYTHING
+    limit: int = 50
+    after: tuple[int, str] | None = None
+
+
+class Store(Protocol):
+    """Keeps operations; see `lro.testing.contract` for all that a store must do.
+
+    Used as `async with store:`, once. Every write is one transaction, committed before the call returns.
+    A call raises Unavailable if the database can't be reached, for a write with its outcome unknown, and
+    StoreClosed outside the `async with`. A caller that is cancelled leaves nothing half done.
+    """
+
+    async def __aenter__(self) -> Self:
+        """Connect, bring the schema up to date or refuse it, and settle what dead workers left."""
+        ...
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Write what is queued, and disconnect."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """True while it is open and all its background loops run."""
+        ...
+
+    async def insert(self, record: Record, within: Within | None = None) -> Record:
+        """Store a new record; return it, or the earlier one with the same tenant, job and request id.
+
+        Args:
+            record: The record to store.
+            within: Called in the same transaction before the insert, but not for a repeated request; what it
+                raises undoes both and comes out here.
+        """
+        ...
+
+    async def get(self, name: str) -> Record | None:
+        """Return the record of this name, or None."""
+        ...
+
+    async def list(self, query: PageQuery) -> Sequence[Record]:
+        """Return the records of one page that are not deleted, newest first by (created_at, name)."""
+        ...
+
+    async def update(self, name: str, transition: Transition, within: Within | None = None) -> Record:
+        """Read the record, apply the transition and write what it returns, as one transaction.
+
+        Raises:
+            NotFound: There is no record of this name.
+            Exception: What the transition or `within` raises; then nothing is written.
+        """
+        ...
+
+    async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
+        """Claim due operations of these jobs, by priority and then by age.
+
+        Args:
+            owner: A worker that has joined.
+            jobs: Names of jobs.
+            limit: Records at most.
+        """
+        ...
+
+    async def join(self, owner: str, lease_time: int) -> None:
+        """Make a worker known, alive from now on; its lease time is in microseconds."""
+        ...
+
+    async def renew(self, owner: str) -> Sequence[Record]:
+        """Renew all leases of a worker with one write, and return all records that it holds."""
+        ...
+
+    async def held(self, owner: str) -> Sequence[Record]:
+        """Return all records that a worker holds a lease on."""
+        ...
+
+    async def leave(self, owner: str) -> None:
+        """Forget a worker that holds nothing any more; one that still does stays known, and alive."""
+        ...
+
+    async def secret(self) -> bytes:
+        """Return the key that all processes of this database share, 32 random bytes."""
+        ...
+
+    def watch(self, name: str) -> Watch:
+        """Wait for changes of one record, as `with store.watch(name) as watch: await watch.changed(1.0)`."""
+        ...
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener(record)` on each change that is noticed, `listener(None)` if it is not known what changed.
+
+        It is called on the event loop and must be quick. Returns the function that ends it.
+        """
+        ...

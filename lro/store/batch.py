@@ -1,0 +1,376 @@
+"""Group commit: many callers' changes in one transaction.
+
+Callers queue requests and wait for their answers; one task per store takes what has queued up and hands
+it over as one batch. `apply` is the batch itself, written against the few things that a transaction must
+offer, so that every store shares it. How a transaction is opened, and on which thread, is the store's.
+
+A caller only ever waits, so a cancelled caller can't leave a transaction open: its request is carried
+out or refused like any other, and nobody looks at the answer.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import anyio
+
+from lro.errors import LROError, NotFound, StoreClosed, Unavailable
+from lro.lifecycle import Facts, Record, Transition
+from lro.store.base import Within
+
+__all__ = [
+    "AnyRequest",
+    "Call",
+    "Changes",
+    "Due",
+    "Insert",
+    "Overdue",
+    "Query",
+    "Queue",
+    "Request",
+    "Select",
+    "Transaction",
+    "Update",
+    "apply",
+]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+BATCH_LIMIT = 512  # larger batches buy no throughput and cost latency (measured from 128 callers on)
+
+
+class Request(Generic[T]):
+    """What one caller asks, and the answer it waits for."""
+
+    __slots__ = ("_answer", "_error", "_event", "answered")
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._answer: T | None = None
+        self._error: BaseException | None = None
+        self.answered = False  # True once there is an answer or an error
+
+    def answer(self, value: T) -> None:
+        """Give the answer; the caller is woken by `release`, after the commit."""
+        self._answer, self._error, self.answered = value, None, True
+
+    def refuse(self, error: BaseException) -> None:
+        """Give an error instead of an answer."""
+        self._answer, self._error, self.answered = None, error, True
+
+    def reset(self) -> None:
+        """Take back what was answered: its transaction did not come about."""
+        self._answer, self._error, self.answered = None, None, False
+
+    def release(self) -> None:
+        """Wake the caller; on the event loop only."""
+        self._event.set()
+
+    async def wait(self) -> T:
+        """Wait for the answer and return it, or raise the error."""
+        await self._event.wait()
+        if self._error is not None:
+            raise self._error
+        return self._answer  # type: ignore[return-value]  # released only once answered: None is a T here
+
+
+class Insert(Request[Record]):
+    """Store a new record, or find the one that its request id stands for."""
+
+    __slots__ = ("record", "within")
+
+    def __init__(self, record: Record, within: Within | None = None) -> None:
+        super().__init__()
+        self.record = record
+        self.within = within
+
+
+class Update(Request[Record]):
+    """Apply a transition to the record of this name."""
+
+    __slots__ = ("name", "transition", "within")
+
+    def __init__(self, name: str, transition: Transition, within: Within | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self.transition = transition
+        self.within = within
+
+
+class Due(NamedTuple):
+    """Query: operations of these jobs that may be claimed, by priority and then by age.
+
+    Attributes:
+        jobs: The jobs' names as a JSON array.
+        limit: Records at most.
+    """
+
+    jobs: str
+    limit: int
+
+
+class Overdue(NamedTuple):
+    """Query: records about which time has decided something.
+
+    Attributes:
+        limit: Records at most.
+    """
+
+    limit: int
+
+
+Query = Due | Overdue
+
+
+class Select(Request[Sequence[Record]]):
+    """Apply a rule to the records that a query finds; the answer is those that it changed.
+
+    The rule may return None to have the record removed; then it is not in the answer.
+    """
+
+    __slots__ = ("query", "rule")
+
+    def __init__(self, query: Query, rule: Callable[[Record, Facts], Record | None]) -> None:
+        super().__init__()
+        self.query = query
+        self.rule = rule
+
+
+class Call(Request[bool]):
+    """Do something else in the transaction, such as counting up a worker's beat."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[Any], Awaitable[bool]]) -> None:  # Any: the store's own Transaction
+        super().__init__()
+        self.function = function
+
+
+AnyRequest = Insert | Update | Select | Call
+
+
+class Transaction(Protocol):
+    """What `apply` needs of an open transaction."""
+
+    now: int
+
+    async def read(self, names: Iterable[str]) -> dict[str, Record]:
+        """Return the records of these names."""
+        ...
+
+    async def read_requested(self, keys: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], Record]:
+        """Return the records that these (tenant, job, request id) stand for."""
+        ...
+
+    async def find(self, query: Query) -> Sequence[Record]:
+        """Return the records of a query."""
+        ...
+
+    async def dead_owners(self, owners: Iterable[str]) -> set[str]:
+        """Return those of these workers whose leases have expired."""
+        ...
+
+    async def write(self, changes: "Changes") -> None:
+        """Write inserts, updates and removals, in this order."""
+        ...
+
+    async def run_within(self, within: Within) -> None:
+        """Call the function on this transaction's connection, in a savepoint."""
+        ...
+
+
+@dataclass(slots=True)
+class Changes:
+    """What is to be written.
+
+    Attributes:
+        inserted: New records by name.
+        updated: By name, the record as it was read and as it is to be.
+        removed: Names of records to remove.
+    """
+
+    inserted: dict[str, Record] = field(default_factory=dict[str, Record])
+    updated: dict[str, tuple[Record, Record]] = field(default_factory=dict[str, tuple[Record, Record]])
+    removed: set[str] = field(default_factory=set[str])
+
+    def put(self, old: Record, new: Record) -> None:
+        """Note that a record has become another."""
+        if new is old:
+            return
+        if old.name in self.inserted:
+            self.inserted[old.name] = new
+        else:
+            first, _ = self.updated.get(old.name, (old, old))
+            self.updated[old.name] = (first, new)
+
+    @property
+    def records(self) -> list[Record]:
+        """The records as they are after the commit."""
+        return [*self.inserted.values(), *(new for _, new in self.updated.values())]
+
+
+async def apply(requests: Sequence[AnyRequest], transaction: Transaction) -> list[Record]:
+    """Carry out a batch in an open transaction, answer each request, and return the records it wrote.
+
+    Changes of the same record compose in the order of the requests. Queries see what the changes by name
+    have made. A request whose transition or `within` raises is refused alone. An error of the database
+    itself comes out here: then the transaction is to be rolled back, and no answer counts.
+    """
+    changes = Changes()
+    await _insert([request for request in requests if isinstance(request, Insert)], transaction, changes)
+    await _update([request for request in requests if isinstance(request, Update)], transaction, changes)
+    await transaction.write(changes)
+    written = {record.name: record for record in changes.records}
+    for request in requests:
+        if isinstance(request, Select):
+            selected = await _select(request, transaction)
+            written.update((record.name, record) for record in selected)
+        elif isinstance(request, Call):
+            request.answer(await request.function(transaction))
+    return list(written.values())
+
+
+async def _insert(requests: Sequence[Insert], transaction: Transaction, changes: Changes) -> None:
+    known: dict[tuple[str, str, str], Record] = {}
+    if keys := {key for request in requests if (key := _request_key(request.record)) is not None}:
+        known = await transaction.read_requested(keys)
+    for request in requests:
+        key = _request_key(request.record)
+        if key is not None and key in known:
+            request.answer(known[key])
+            continue
+        try:
+            if request.within is not None:
+                await transaction.run_within(request.within)
+        except Exception as error:
+            request.refuse(error)
+            continue
+        changes.inserted[request.record.name] = request.record
+        if key is not None:
+            known[key] = request.record
+        request.answer(request.record)
+
+
+async def _update(requests: Sequence[Update], transaction: Transaction, changes: Changes) -> None:
+    wanted = {request.name for request in requests} - changes.inserted.keys()
+    current = {**(await transaction.read(wanted) if wanted else {}), **changes.inserted}
+    owners = {owner for request in requests if (record := current.get(request.name)) and (owner := record.lease_owner)}
+    dead = await transaction.dead_owners(owners)
+    alive, orphaned = Facts(transaction.now), Facts(transaction.now, lease_expired=True)
+    for request in requests:
+        record = current.get(request.name)
+        if record is None:
+            request.refuse(NotFound(f"There is no operation {request.name}", name=request.name))
+            continue
+        try:
+            new = request.transition(record, orphaned if record.lease_owner in dead else alive)
+            if request.within is not None:
+                await transaction.run_within(request.within)
+        except Exception as error:
+            request.refuse(error)
+            continue
+        changes.put(record, new)
+        current[request.name] = new
+        request.answer(new)
+
+
+async def _select(request: Select, transaction: Transaction) -> Sequence[Record]:
+    found = await transaction.find(request.query)
+    dead = await transaction.dead_owners({record.lease_owner for record in found if record.lease_owner})
+    changes = Changes()
+    for record in found:
+        new = request.rule(record, Facts(transaction.now, lease_expired=record.lease_owner in dead))
+        if new is None:
+            changes.removed.add(record.name)
+        else:
+            changes.put(record, new)
+    await transaction.write(changes)
+    request.answer(changes.records)
+    return changes.records
+
+
+def _request_key(record: Record) -> tuple[str, str, str] | None:
+    return None if record.request_id is None else (record.tenant, record.job, record.request_id)
+
+
+R = TypeVar("R", bound=Request[Any])  # Any: a queue serves requests of any answer
+
+
+class Queue(Generic[R]):
+    """Where callers queue, and the loop that serves them in batches.
+
+    Args:
+        serve: Carries out a batch: answers or refuses every request. If it raises, all of them are refused.
+        what: What is queued here, for messages.
+    """
+
+    def __init__(self, serve: Callable[[Sequence[R]], Awaitable[None]], what: str) -> None:
+        self._serve = serve
+        self._what = what
+        self._waiting: deque[R] = deque()
+        self._wake = anyio.Event()
+        self._drained = anyio.Event()
+        self._open = False
+
+    def open(self) -> None:
+        """Take requests from now on."""
+        self._open = True
+
+    def put(self, request: R) -> R:
+        """Queue a request.
+
+        Raises:
+            StoreClosed: The store is not open.
+        """
+        if not self._open:
+            raise StoreClosed
+        self._waiting.append(request)
+        self._wake.set()
+        return request
+
+    async def run(self) -> None:
+        """Serve batches until the queue is closed and empty."""
+        while True:
+            while not self._waiting:
+                if not self._open:
+                    self._drained.set()
+                    return
+                self._wake = anyio.Event()
+                await self._wake.wait()
+            batch = [self._waiting.popleft() for _ in range(min(BATCH_LIMIT, len(self._waiting)))]
+            try:
+                await self._serve(batch)
+            except BaseException as error:
+                for request in batch:
+                    request.refuse(self._refusal(error))
+                if not isinstance(error, LROError):
+                    raise  # the supervisor logs it and starts this loop again
+                log.warning("%s", error)
+            finally:
+                for request in batch:
+                    if not request.answered:
+                        request.refuse(self._refusal(None))
+                    request.release()
+
+    async def close(self, seconds: float) -> None:
+        """Take no more requests, and wait until those that are queued are served, for so long at most."""
+        self._open = False
+        self._wake.set()
+        with anyio.move_on_after(seconds):
+            await self._drained.wait()
+        while self._waiting:
+            request = self._waiting.popleft()
+            request.refuse(StoreClosed())
+            request.release()
+
+    def _refusal(self, cause: BaseException | None) -> LROError:
+        if isinstance(cause, LROError):
+            error: LROError = type(cause)(cause.message, reason=cause.reason)  # one for each caller's traceback
+        else:
+            message = f"The {self._what} failed: its outcome is unknown, so read again before you repeat it"
+            error = Unavailable(message, reason="OUTCOME_UNKNOWN")
+        error.__cause__ = cause
+        return error

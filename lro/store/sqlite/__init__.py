@@ -1,0 +1,415 @@
+"""The SQLite store: one file, one writing connection a process, any number of processes on one machine.
+
+Holds the SQL and the connections. WAL mode; every write is BEGIN IMMEDIATE .. COMMIT in one call on the
+writer's thread; reads have connections of their own. The file is never opened except through SQLite:
+closing any other descriptor of it would drop this process's locks on it.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import sqlite3
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import anyio
+
+from lro import lifecycle
+from lro.clock import Clock, SystemClock
+from lro.errors import FailedPrecondition, InvalidArgument, StoreClosed, Unavailable
+from lro.lifecycle import Record, Transition
+from lro.store.base import PageQuery, Within
+from lro.store.batch import AnyRequest, Call, Due, Insert, Overdue, Queue, Request, Select, Update, apply
+from lro.store.hints import Hub, Listener, Watch
+from lro.store.leases import Leases, LockFiles
+from lro.store.migrations import missing, shipped
+from lro.store.sqlite import statements as sql
+from lro.store.sqlite.lane import Lane
+from lro.store.sqlite.transaction import DATA_ERRORS, SQLiteTransaction, to_record, to_records
+from lro.supervisor import Supervisor
+
+__all__ = ["SQLiteStore"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+SWEEP_EVERY = 1.0  # seconds between two looks for what time has decided
+SWEEP_LIMIT = 500
+
+
+class Get(Request[Record | None]):
+    """Read one record."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+class SQLiteStore:
+    """A Store in one SQLite file. Made by `open_store`, which documents the arguments."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        durability: Literal["power", "process"],
+        busy_timeout: timedelta,
+        clock: Clock | None = None,
+    ) -> None:
+        self._path = path.absolute()
+        self._synchronous = "FULL" if durability == "power" else "NORMAL"
+        self._busy_timeout = busy_timeout.total_seconds()
+        self._clock = clock or SystemClock()
+        self._locks = LockFiles(self._path.with_name(self._path.name + ".workers"))
+        self._leases = Leases(self._clock.monotonic, self._locks)
+        self._hub = Hub()
+        self._supervisor = Supervisor(log)
+        self._writes: Queue[AnyRequest] = Queue(self._serve_writes, f"write to {self._path.name}")
+        self._gets: Queue[Get] = Queue(self._serve_gets, f"read of {self._path.name}")
+        self._exits = AsyncExitStack()
+        self._lease_times: dict[str, int] = {}  # of the workers that joined here
+        self._secret = b""
+        self._state: Literal["new", "open", "closed"] = "new"
+
+    def __repr__(self) -> str:
+        """Name the file."""
+        return f"<SQLiteStore {self._path.name!r}, {self._state}>"
+
+    # -- opening and closing
+
+    async def __aenter__(self) -> Self:
+        """Open the file, made if need be, bring its schema up to date, and settle what dead workers left.
+
+        Raises:
+            RuntimeError: Not under asyncio, or it was opened before.
+            FailedPrecondition: The file's schema is newer than this library, or its SQLite too old.
+            Unavailable: The file can't be opened.
+        """
+        if self._state != "new":
+            msg = f"{self!r} was opened before: a store is opened once, make another with open_store()"
+            raise RuntimeError(msg)
+        _require_asyncio()
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            found = sqlite3.sqlite_version
+            msg = f"this Python uses SQLite {found}; lro needs {'.'.join(map(str, OLDEST_SQLITE))} or newer"
+            raise FailedPrecondition(msg, reason="SQLITE_TOO_OLD", found=found)
+        async with AsyncExitStack() as exits:
+            try:
+                _create(self._path)
+                self._writer = await self._open_lane(exits)
+                await self._writer.run(self._prepare)
+                self._reader = await self._open_lane(exits)
+                self._lister = await self._open_lane(exits)
+                for lane in (self._reader, self._lister):
+                    await lane.run(_only_read)
+            except (OSError, sqlite3.Error) as error:
+                msg = f"{self._path} can't be opened: {error}"
+                raise Unavailable(msg, reason="STORE_UNAVAILABLE") from error
+            exits.callback(self._locks.close)
+            await exits.enter_async_context(self._supervisor)
+            self._writes.open()
+            self._gets.open()
+            self._state = "open"
+            self._supervisor.start("writer", self._writes.run)
+            self._supervisor.start("reader", self._gets.run)
+            await self._sweep_all()
+            self._supervisor.start("sweeper", self._keep_sweeping)
+            self._exits = exits.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Write what is queued and close the file."""
+        self._state = "closed"
+        with anyio.CancelScope(shield=True):
+            await self._writes.close(self._busy_timeout + 1)
+            await self._gets.close(self._busy_timeout + 1)
+        await self._exits.aclose()  # each step of it shields itself
+
+    @property
+    def ready(self) -> bool:
+        """True while it is open and all its background loops run."""
+        return self._state == "open" and self._supervisor.healthy
+
+    async def _open_lane(self, exits: AsyncExitStack) -> Lane:
+        lane = await Lane.open(self._path, timeout=self._busy_timeout)
+        exits.push_async_callback(lane.close)
+        return lane
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Set the writer's connection up and migrate, on its thread."""
+        self._set_up(connection)
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.execute(sql.MIGRATIONS)
+            applied = dict(connection.execute(sql.APPLIED).fetchall())
+            for migration in missing(shipped("sqlite"), applied, str(self._path)):
+                for statement in _statements(migration.sql):
+                    connection.execute(statement)
+                note = (migration.number, migration.name, migration.checksum, self._clock.now())
+                connection.execute(sql.NOTE_MIGRATION, note)
+                log.info("%s: migration %d (%s) applied", self._path, migration.number, migration.name)
+            connection.execute(sql.MAKE_SECRET)
+            self._secret = bytes.fromhex(connection.execute(sql.SECRET).fetchone()[0])
+            connection.execute("COMMIT")
+        finally:
+            _roll_back(connection)
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+
+    # -- what callers ask
+
+    async def insert(self, record: Record, within: Within | None = None) -> Record:
+        """See Store.insert."""
+        return await self._write(Insert(record, within))
+
+    async def get(self, name: str) -> Record | None:
+        """See Store.get. Concurrent calls share one read."""
+        return await self._gets.put(Get(name)).wait()
+
+    async def list(self, query: PageQuery) -> Sequence[Record]:
+        """See Store.list."""
+        created_at, name = query.after or (2**63 - 1, "")
+        arguments = {
+            "parent": query.parent,
+            "created_at": created_at,
+            "name": name,
+            "owner": query.scope.owner,
+            "tenant": query.scope.tenant,
+            "limit": query.limit,
+        }
+        return await self._read(sql.LIST, arguments)
+
+    async def update(self, name: str, transition: Transition, within: Within | None = None) -> Record:
+        """See Store.update."""
+        return await self._write(Update(name, transition, within))
+
+    async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
+        """See Store.claim."""
+        rule = partial(lifecycle.claim, owner=owner, lease_time=self._lease_time(owner))
+        changed = await self._write(Select(Due(json.dumps(sorted(jobs)), limit), rule))
+        return [record for record in changed if record.lease_owner == owner]
+
+    async def join(self, owner: str, lease_time: int) -> None:
+        """See Store.join."""
+        self._lease_times[owner] = lease_time
+        self._locks.acquire(owner)  # before its row: a row without a held lock is a dead worker's
+        row = (owner, lease_time, self._clock.now(), socket.gethostname(), os.getpid())
+        await self._write(Call(partial(SQLiteTransaction.run, statement=sql.JOIN, values=row)))
+
+    async def renew(self, owner: str) -> Sequence[Record]:
+        """See Store.renew."""
+        self._lease_time(owner)
+        await self._write(Call(partial(SQLiteTransaction.run, statement=sql.BEAT, values=(owner,))))
+        return await self.held(owner)
+
+    async def held(self, owner: str) -> Sequence[Record]:
+        """See Store.held."""
+        return await self._read(sql.FIND_HELD, (owner,))
+
+    async def leave(self, owner: str) -> None:
+        """See Store.leave."""
+        if await self._write(Call(partial(SQLiteTransaction.run, statement=sql.LEAVE, values=(owner,)))):
+            self._lease_times.pop(owner, None)
+            self._locks.release(owner)
+            self._leases.forget(owner)
+
+    async def secret(self) -> bytes:
+        """See Store.secret."""
+        if not self._secret:
+            raise StoreClosed
+        return self._secret
+
+    def watch(self, name: str) -> Watch:
+        """See Store.watch."""
+        return self._hub.watch(name)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """See Store.listen."""
+        return self._hub.listen(listener)
+
+    def _lease_time(self, owner: str) -> int:
+        try:
+            return self._lease_times[owner]
+        except KeyError:
+            msg = f"worker {owner} has not joined this store"
+            raise FailedPrecondition(msg, reason="NOT_JOINED", owner=owner) from None
+
+    async def _write(self, request: Request[T]) -> T:
+        self._writes.put(request)  # type: ignore[arg-type]  # one of AnyRequest, whose answers are all told apart here
+        return await request.wait()
+
+    async def _read(self, statement: str, values: Any) -> Sequence[Record]:  # Any: what sqlite3 binds
+        if self._state != "open":
+            raise StoreClosed
+        try:
+            return await self._lister.run(lambda connection: to_records(connection.execute(statement, values)))
+        except sqlite3.Error as error:
+            raise _unavailable(error, self._path, "the read failed") from error
+
+    # -- what the loops do
+
+    async def _serve_writes(self, batch: Sequence[AnyRequest]) -> None:
+        try:
+            written = await self._writer.run(partial(self._transact, batch))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                if await self._writer.run(lambda connection: connection.in_transaction):
+                    await self._replace_writer()
+            raise
+        self._hub.publish(written)
+
+    async def _replace_writer(self) -> None:
+        log.error("%s: the writer's connection is stuck in a transaction and is replaced", self._path)
+        await self._writer.close()
+        self._writer = await self._open_lane(self._exits)
+        await self._writer.run(self._set_up)
+
+    async def _serve_gets(self, batch: Sequence[Get]) -> None:
+        names = json.dumps([request.name for request in batch])
+        try:
+            rows = await self._reader.run(lambda connection: connection.execute(sql.READ, (names,)).fetchall())
+        except sqlite3.Error as error:
+            raise _unavailable(error, self._path, "the read failed") from error
+        found = {record.name: record for record in map(to_record, rows)}
+        for request in batch:
+            request.answer(found.get(request.name))
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await anyio.sleep(SWEEP_EVERY)
+            try:
+                await self._sweep_all()
+            except Unavailable as error:
+                log.warning("%s: the sweep is put off: %s", self._path, error)
+
+    async def _sweep_all(self) -> None:
+        """Settle what time has decided; costs no write where there is nothing."""
+        try:
+            due, dead, idle = await self._lister.run(self._look_around)
+        except sqlite3.Error as error:
+            raise _unavailable(error, self._path, "the read failed") from error
+        while due or dead:
+            changed = await self._write(Select(Overdue(SWEEP_LIMIT), lifecycle.sweep))
+            if len(changed) < SWEEP_LIMIT:
+                break
+        for owner in idle:
+            log.info("%s: worker %s is gone", self._path, owner)
+            await self.leave(owner)
+
+    def _look_around(self, connection: sqlite3.Connection) -> tuple[bool, bool, set[str]]:
+        """Return whether anything is due, whether anyone dead holds a lease, and the dead that hold none."""
+        (due,) = connection.execute(sql.ANYTHING_DUE, {"now": self._clock.now()}).fetchone()
+        owners = {owner for (owner,) in connection.execute(sql.OWNERS)}
+        workers = {owner: (beat, lease_time) for owner, beat, lease_time in connection.execute(sql.WORKERS)}
+        dead = {owner for owner in owners | workers.keys() if self._is_dead(owner, *workers.get(owner, (None, None)))}
+        return bool(due), bool(dead & owners), dead - owners
+
+    def _is_dead(self, owner: str, beat: int | None, lease_time: int | None) -> bool:
+        return self._leases.is_dead(owner, beat, UNKNOWN_LEASE if lease_time is None else lease_time)
+
+    # -- on the writer's thread
+
+    def _transact(self, batch: Sequence[AnyRequest], connection: sqlite3.Connection) -> Sequence[Record]:
+        """Carry out a batch in one transaction; after a data error each request in one of its own."""
+        try:
+            return self._commit(batch, connection)
+        except DATA_ERRORS as error:
+            if len(batch) == 1:
+                refusal = InvalidArgument(f"This can't be stored: {type(error).__name__}", reason="NOT_STORABLE")
+                refusal.__cause__ = error
+                batch[0].refuse(refusal)
+                return []
+        written: list[Record] = []
+        for request in batch:
+            request.reset()
+            written += self._transact([request], connection)
+        return written
+
+    def _commit(self, batch: Sequence[AnyRequest], connection: sqlite3.Connection) -> Sequence[Record]:
+        what = "nothing was written"
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            transaction = SQLiteTransaction(connection, self._clock.now(), self._is_dead)
+            written = _finish(apply(batch, transaction))
+            what = "its outcome is unknown, so read again before you repeat it"
+            connection.execute("COMMIT")
+        except DATA_ERRORS:
+            raise
+        except sqlite3.Error as error:
+            raise _unavailable(error, self._path, what) from error
+        finally:
+            _roll_back(connection)
+        return written
+
+
+UNKNOWN_LEASE = 30_000_000  # of an owner whose row is gone, in microseconds
+
+
+def _finish(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: never sends or yields
+    """Run a coroutine that never suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # what the coroutine returns
+    coroutine.close()
+    msg = "a transaction on SQLite may not suspend"
+    raise RuntimeError(msg)
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:  # SQLite has rolled back by itself if the disk was full
+        connection.execute("ROLLBACK")
+
+
+def _only_read(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+
+
+def _statements(script: str) -> Iterable[str]:
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _create(path: Path) -> None:
+    """Make a new file that only its owner may read; a file that is there is left to SQLite."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+
+
+def _unavailable(error: sqlite3.Error, path: Path, what: str) -> Unavailable:
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    unknown = "unknown" in what
+    return Unavailable(
+        f"{path.name}: {name} ({error}): {what}; try again",
+        reason="OUTCOME_UNKNOWN" if unknown else "STORE_UNAVAILABLE",
+    )
+
+
+def _require_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        msg = "the SQLite store needs anyio's asyncio backend: aiosqlite does not run on trio"
+        raise RuntimeError(msg) from None

@@ -1,0 +1,92 @@
+"""Every SQL statement of the SQLite store.
+
+They store and find. None decides about state: a test parses them all and refuses one that assigns a
+literal or a CASE to a column that only a record of `lifecycle` may fill. The columns are the record's own
+fields, in its order.
+"""
+
+from lro.lifecycle import Record
+
+CHANGING = Record._fields[: Record._fields.index("name")]
+COLUMNS = ", ".join(Record._fields)
+MARKS = ", ".join("?" * len(Record._fields))
+
+SELECT = f"SELECT {COLUMNS} FROM operations "
+READ = SELECT + "WHERE name IN (SELECT value FROM json_each(?))"
+READ_REQUESTED = (
+    SELECT
+    + """WHERE (tenant, job, request_id) IN (
+    SELECT value ->> 0, value ->> 1, value ->> 2
+    FROM json_each(?)
+)"""
+)
+FIND_DUE = (
+    SELECT
+    + """WHERE state = 'PENDING'
+AND due_at <= ?
+AND job IN (SELECT value FROM json_each(?))
+ORDER BY priority DESC, due_at, seq
+LIMIT ?"""
+)
+FIND_ORPHANS = (
+    SELECT
+    + """WHERE state = 'RUNNING'
+AND lease_owner IN (SELECT value FROM json_each(?))
+LIMIT ?"""
+)
+FIND_LATE = (
+    SELECT
+    + """WHERE state = 'PENDING'
+AND deadline_at IS NOT NULL
+AND deadline_at <= ?
+LIMIT ?"""
+)
+FIND_EXPIRED = (
+    SELECT
+    + """WHERE expire_at IS NOT NULL
+AND expire_at <= ?
+LIMIT ?"""
+)
+FIND_HELD = (
+    SELECT
+    + """WHERE state = 'RUNNING'
+AND lease_owner = ?"""
+)
+LIST = (
+    SELECT
+    + """WHERE parent = :parent
+AND deleted_at IS NULL
+AND (created_at, name) < (:created_at, :name)
+AND (:owner IS NULL OR owner = :owner)
+AND (:tenant IS NULL OR tenant = :tenant)
+ORDER BY created_at DESC, name DESC
+LIMIT :limit"""
+)
+INSERT = f"INSERT INTO operations ({COLUMNS}) VALUES ({MARKS})"
+UPDATE = (
+    "UPDATE operations SET " + ", ".join(f"{column} = ?" for column in CHANGING) + " WHERE name = ? AND version = ?"
+)
+DROP_PARAMS = "UPDATE operations SET params = NULL WHERE name = ?"
+DELETE = "DELETE FROM operations WHERE name IN (SELECT value FROM json_each(?))"
+OWNERS = "SELECT DISTINCT lease_owner FROM operations WHERE state = 'RUNNING'"
+ANYTHING_DUE = """SELECT
+    EXISTS (SELECT 1 FROM operations WHERE state = 'PENDING' AND deadline_at IS NOT NULL AND deadline_at <= :now)
+    OR EXISTS (SELECT 1 FROM operations WHERE expire_at IS NOT NULL AND expire_at <= :now)"""
+WORKERS = "SELECT id, beat, lease_time FROM workers"
+BEATS = WORKERS + " WHERE id IN (SELECT value FROM json_each(?))"
+BEAT = "UPDATE workers SET beat = beat + 1 WHERE id = ?"
+JOIN = """INSERT INTO workers (id, beat, lease_time, started_at, host, pid)
+VALUES (?, 1, ?, ?, ?, ?)"""
+LEAVE = """DELETE FROM workers
+WHERE id = ?
+AND NOT EXISTS (SELECT 1 FROM operations WHERE state = 'RUNNING' AND lease_owner = workers.id)"""
+SECRET = "SELECT value FROM settings WHERE name = 'secret'"
+MAKE_SECRET = "INSERT OR IGNORE INTO settings (name, value) VALUES ('secret', lower(hex(randomblob(32))))"
+MIGRATIONS = """CREATE TABLE IF NOT EXISTS schema_migrations (
+    number INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    checksum TEXT NOT NULL,
+    applied_at INTEGER NOT NULL
+) STRICT"""
+APPLIED = "SELECT number, checksum FROM schema_migrations"
+NOTE_MIGRATION = "INSERT INTO schema_migrations (number, name, checksum, applied_at) VALUES (?, ?, ?, ?)"

@@ -1,0 +1,143 @@
+"""One open transaction on SQLite, as a batch sees it; and rows as records.
+
+Its methods never suspend, so that a whole batch runs as one call on the writer's thread.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from lro.lifecycle import CancelOutcome, Record, State
+from lro.store.base import Within
+from lro.store.batch import Changes, Due, Overdue, Query
+from lro.store.sqlite import statements as sql
+
+__all__ = ["DATA_ERRORS", "SQLiteTransaction", "to_record", "to_records"]
+
+_STATES: dict[str, State] = {state.value: state for state in State}
+_OUTCOMES: dict[str | None, CancelOutcome | None] = {None: None, **{it.value: it for it in CancelOutcome}}
+
+_RESTARTABLE = Record._fields.index("restartable")
+_CANCELLABLE = Record._fields.index("cancellable")
+
+DATA_ERRORS = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    OverflowError,
+    ValueError,  # UnicodeEncodeError among them
+)
+
+
+class SQLiteTransaction:
+    """The batch's Transaction on SQLite: its methods never suspend, so that `apply` runs as one call."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        now: int,
+        is_dead: Callable[[str, int | None, int | None], bool],
+    ) -> None:
+        self._connection = connection
+        self._is_dead = is_dead
+        self.now = now
+
+    async def read(self, names: Iterable[str]) -> dict[str, Record]:
+        """Return the records of these names."""
+        rows = self._connection.execute(sql.READ, (json.dumps(list(names)),))
+        return {record.name: record for record in to_records(rows)}
+
+    async def read_requested(self, keys: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], Record]:
+        """Return the records that these (tenant, job, request id) stand for."""
+        rows = self._connection.execute(sql.READ_REQUESTED, (json.dumps(list(keys)),))
+        return {(record.tenant, record.job, record.request_id or ""): record for record in to_records(rows)}
+
+    async def find(self, query: Query) -> Sequence[Record]:
+        """Return the records of a query."""
+        execute = self._connection.execute
+        match query:
+            case Due(jobs, limit):
+                return to_records(execute(sql.FIND_DUE, (self.now, jobs, limit)))
+            case Overdue(limit):
+                dead = await self.dead_owners({owner for (owner,) in execute(sql.OWNERS)})
+                return [
+                    *(to_records(execute(sql.FIND_ORPHANS, (json.dumps(list(dead)), limit))) if dead else ()),
+                    *to_records(execute(sql.FIND_LATE, (self.now, limit))),
+                    *to_records(execute(sql.FIND_EXPIRED, (self.now, limit))),
+                ][:limit]
+
+    async def dead_owners(self, owners: Iterable[str]) -> set[str]:
+        """Return those of these workers whose leases have expired."""
+        owners = set(owners)
+        if not owners:
+            return owners
+        rows = self._connection.execute(sql.BEATS, (json.dumps(list(owners)),))
+        beats = {owner: (beat, lease_time) for owner, beat, lease_time in rows}
+        return {owner for owner in owners if self._is_dead(owner, *beats.get(owner, (None, None)))}
+
+    async def write(self, changes: Changes) -> None:
+        """Write inserts, updates and removals."""
+        if changes.inserted:
+            self._connection.executemany(sql.INSERT, map(_to_row, changes.inserted.values()))
+        if changes.updated:
+            guarded = [
+                (*_to_row(new)[: len(sql.CHANGING)], new.name, old.version) for old, new in changes.updated.values()
+            ]
+            if self._connection.executemany(sql.UPDATE, guarded).rowcount != len(guarded):
+                msg = "a record changed between its read and its write in one transaction"
+                raise RuntimeError(msg)
+            dropped = [(new.name,) for old, new in changes.updated.values() if new.params is not old.params]
+            if dropped:
+                self._connection.executemany(sql.DROP_PARAMS, dropped)
+        if changes.removed:
+            self._connection.execute(sql.DELETE, (json.dumps(list(changes.removed)),))
+
+    async def run(self, statement: str, values: Sequence[object]) -> bool:
+        """Run one statement and return whether it changed a row."""
+        return self._connection.execute(statement, values).rowcount > 0
+
+    async def run_within(self, within: Within) -> None:
+        """Call the function on this connection, in a savepoint, with COMMIT and ROLLBACK denied."""
+        self._connection.execute("SAVEPOINT within")
+        self._connection.set_authorizer(_deny_transactions)
+        try:
+            within(self._connection)
+        except BaseException:
+            self._connection.set_authorizer(None)
+            self._connection.execute("ROLLBACK TO within")
+            raise
+        finally:
+            self._connection.set_authorizer(None)
+            self._connection.execute("RELEASE within")
+
+
+def _deny_transactions(action: int, *_: object) -> int:
+    """Refuse COMMIT and ROLLBACK to the caller's function: either would end everybody's batch."""
+    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_TRANSACTION else sqlite3.SQLITE_OK
+
+
+def _to_row(record: Record) -> tuple[object, ...]:
+    """Return the record with plain values: sqlite3 looks for an adapter for every subclass of str and int."""
+    outcome = record.cancel_outcome
+    return (record.state.value, None if outcome is None else outcome.value, *record[2:])
+
+
+def to_record(row: tuple[Any, ...]) -> Record:  # Any: a row of sqlite3
+    """Return a row as the record that it is."""
+    values = (
+        _STATES[row[0]],
+        _OUTCOMES[row[1]],
+        *row[2:_RESTARTABLE],
+        row[_RESTARTABLE] == 1,  # STRICT tables have no booleans
+        row[_RESTARTABLE + 1],
+        row[_CANCELLABLE] == 1,
+        *row[_CANCELLABLE + 1 :],
+    )
+    return Record._make(values)
+
+
+def to_records(rows: Iterable[tuple[Any, ...]]) -> list[Record]:  # Any: rows of sqlite3
+    """Return rows as records."""
+    return [to_record(row) for row in rows]

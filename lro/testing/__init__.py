@@ -1,0 +1,1 @@
+"""Help for testing jobs, and the contract that every store passes."""

@@ -1,0 +1,311 @@
+"""The worker: claims operations, keeps their leases, runs their attempts, and goes down in good order.
+
+Decides when to claim, when to renew and whom to tell to stop. What an attempt's end means is decided by
+`attempt` and `lifecycle`. It never meets those who start operations except in the store.
+"""
+
+import logging
+import uuid
+from collections.abc import Iterable
+from datetime import timedelta
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from lro import lifecycle
+from lro.attempt import Attempt, until_saved
+from lro.clock import Clock, SystemClock, micros
+from lro.errors import LeaseLost, LROError, NotFound, StoreClosed, Unavailable
+from lro.jobs import Job
+from lro.lifecycle import Outcome, Raised, Record, State, StopReason, Unwound
+from lro.status import Code, Status, error_info
+from lro.store import Store
+from lro.supervisor import Supervisor
+
+__all__ = ["Worker"]
+
+log = logging.getLogger(__name__)
+
+POLL_EVERY = 1.0  # seconds between two looks where no hint came
+UNWIND_LOG_EVERY = 5.0  # seconds
+
+
+class Worker:
+    """Runs operations, as `async with Worker(store, jobs=[...]):` inside the store's own `async with`.
+
+    Leaving the block shuts down: no more claims; restartable jobs stop at their next checkpoint, others have
+    the drain time to end; then all are stopped. Leases are kept throughout.
+
+    Args:
+        store: Where operations are found; open it first.
+        jobs: The jobs to run; operations of others are left to other workers.
+        concurrency: How many attempts run at once.
+        lease: How long without a sign of life until others may take its operations over; renewed at a third.
+        drain: How long a shutdown waits for jobs that are not restartable.
+
+    Raises:
+        ValueError: Two jobs have the same name, or a number is out of its range.
+
+    Attributes:
+        id: This worker's own name, new at each start.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        jobs: Iterable[Job[Any, Any, Any]],  # Any: jobs of any types
+        *,
+        concurrency: int = 10,
+        lease: timedelta = timedelta(seconds=30),
+        drain: timedelta = timedelta(seconds=20),
+        clock: Clock | None = None,
+    ) -> None:
+        self._jobs: dict[str, Job[Any, Any, Any]] = {}
+        for one in jobs:
+            if self._jobs.setdefault(one.name, one) is not one:
+                msg = f"two jobs are named {one.name}: a worker must know which one to run"
+                raise ValueError(msg)
+        if concurrency < 1 or lease <= timedelta(0) or drain < timedelta(0):
+            msg = "Worker: concurrency is at least 1, lease is positive and drain is not negative"
+            raise ValueError(msg)
+        self.id = uuid.uuid4().hex
+        self._store = store
+        self._concurrency = concurrency
+        self._lease = lease
+        self._drain = drain
+        self._clock = clock or SystemClock()
+        self._attempts: dict[str, Attempt] = {}
+        self._supervisor = Supervisor(log)
+        self._closing = False
+        self._wake_claimer = anyio.Event()
+        self._wake_keeper = anyio.Event()
+        self._slot_freed = anyio.Event()
+        self._next_due = 0  # the earliest known time at which a delayed operation may be claimed; 0 for none
+
+    @property
+    def ready(self) -> bool:
+        """True while it claims and keeps its leases."""
+        return self._supervisor.healthy and not self._closing
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The names of the operations that it runs now."""
+        return tuple(self._attempts)
+
+    async def __aenter__(self) -> Self:
+        """Join the store and begin to claim."""
+        if self._closing:
+            msg = "this worker was shut down: make another one"
+            raise RuntimeError(msg)
+        await self._store.join(self.id, micros(self._lease))
+        await self._supervisor.__aenter__()
+        self._stop_listening = self._store.listen(self._notice)
+        self._supervisor.start("claimer", self._claim)
+        self._supervisor.start("keeper", self._keep)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Shut down."""
+        with anyio.CancelScope(shield=True):
+            await self._shut_down()
+        self._stop_listening()
+        await self._supervisor.__aexit__(None, None, None)
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._store.leave(self.id)
+            except LROError as error:
+                log.warning("worker %s could not take its leave: %s", self.id, error)
+
+    # -- claiming
+
+    async def _claim(self) -> None:
+        """Claim whenever there is a free slot and perhaps something due."""
+        lost = False
+        while not self._closing:
+            free = self._concurrency - len(self._attempts)
+            if free <= 0:
+                self._slot_freed = anyio.Event()
+                await self._slot_freed.wait()
+                continue
+            self._wake_claimer = anyio.Event()
+            try:
+                if lost:  # a claim that failed may have been committed: then its records are ours, never started
+                    records = await self._store.held(self.id)
+                    lost = False
+                else:
+                    records = await self._store.claim(self.id, self._jobs, free)
+            except Unavailable as error:
+                lost = True
+                log.warning("claiming failed: %s", error)
+                await self._pause(POLL_EVERY)
+                continue
+            for record in records:
+                if record.name not in self._attempts:
+                    self._start(record)
+            if not records:
+                await self._pause(self._until_due())
+
+    async def _pause(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            await self._wake_claimer.wait()
+
+    def _until_due(self) -> float:
+        if not self._next_due:
+            return POLL_EVERY
+        left = (self._next_due - self._clock.now()) / 1_000_000
+        self._next_due = 0
+        return min(max(left, 0.001), POLL_EVERY)
+
+    def _start(self, record: Record) -> None:
+        if self._closing:
+            self._supervisor.spawn(record.name, partial(self._give_back, record))
+            return
+        attempt = Attempt(self._jobs[record.job], record, self._store, self._clock)
+        self._attempts[record.name] = attempt
+        self._supervisor.spawn(record.name, partial(self._run, attempt))
+
+    async def _give_back(self, record: Record) -> None:
+        assert record.lease is not None
+        transition = partial(lifecycle.give_back, lease=record.lease)
+        try:
+            await self._store.update(record.name, transition)
+        except LROError as error:
+            log.warning("%s could not be given back: %s", record.name, error)
+
+    # -- running
+
+    async def _run(self, attempt: Attempt) -> None:
+        """Run an attempt and write what became of it."""
+        name = attempt.record.name
+        outcome: Outcome | None = None
+        try:
+            outcome = await attempt.run()
+            if outcome != Unwound(StopReason.LEASE_LOST, forced=True):
+                await self._finish(attempt, outcome)
+        except LeaseLost:
+            log.warning("%s: the lease was lost; what this attempt made of it (%s) is dropped", name, outcome)
+        except NotFound:
+            log.warning("%s is gone from the store; what this attempt made of it is dropped", name)
+        except StoreClosed:
+            log.error("%s: the store was closed before the end could be written; it is an orphan now", name)
+        finally:
+            del self._attempts[name]
+            self._slot_freed.set()
+
+    async def _finish(self, attempt: Attempt, outcome: Outcome) -> None:
+        name, progress = attempt.record.name, attempt.take_report()
+        finish = partial(lifecycle.finish, lease=attempt.lease, outcome=outcome, progress=progress)
+        try:
+            await until_saved(partial(self._store.update, name, finish), lambda: False)
+        except (LeaseLost, NotFound, StoreClosed):
+            raise
+        except LROError as error:  # the store can't keep it
+            log.exception("%s: its outcome can't be stored", name)
+            info = error_info("RESULT_NOT_STORABLE", name=name)
+            status = Status(Code.INTERNAL, f"{name} ended, but its outcome could not be stored: {error}", (info,))
+            finish = partial(lifecycle.finish, lease=attempt.lease, outcome=Raised(status))
+            await until_saved(partial(self._store.update, name, finish), lambda: False)
+
+    # -- keeping leases and passing stops on
+
+    def _notice(self, record: Record | None) -> None:
+        """Take a hint of the store's; called on each commit, so it is quick."""
+        if record is None:
+            self._wake_claimer.set()
+            self._wake_keeper.set()
+        elif record.state is State.PENDING:
+            if record.job in self._jobs:
+                self._notice_due(record)
+        elif (attempt := self._attempts.get(record.name)) is not None:
+            self._tell(attempt, record)
+        elif record.lease_owner == self.id and record.cancel_due:
+            self._wake_keeper.set()  # claimed, and cancelled before its attempt began here
+
+    def _notice_due(self, record: Record) -> None:
+        if record.due_at <= self._clock.now():
+            self._wake_claimer.set()
+        elif not self._next_due or record.due_at < self._next_due:
+            self._next_due = record.due_at
+            self._wake_claimer.set()
+
+    def _tell(self, attempt: Attempt, record: Record | None) -> None:
+        """Tell an attempt what its record says now; None for a record that is not this worker's any more."""
+        if attempt.over:
+            return
+        if record is None or record.token != attempt.lease.token or record.state is not State.RUNNING:
+            attempt.stop.force(StopReason.LEASE_LOST)
+        elif record.cancel_due:
+            grace = None if record.grace is None else record.grace / 1_000_000
+            attempt.stop.cancel(record.cancel_reason, grace)
+
+    async def _keep(self) -> None:
+        """Renew the leases, save reported progress, and pass on what no hint told."""
+        renew_every = self._lease.total_seconds() / 3
+        renewed_at = anyio.current_time()
+        while True:
+            wait = min(POLL_EVERY, max(0.0, renewed_at + renew_every - anyio.current_time()))
+            with anyio.move_on_after(wait):
+                await self._wake_keeper.wait()
+            self._wake_keeper = anyio.Event()
+            now = anyio.current_time()
+            mine = list(self._attempts.values())
+            try:
+                if now - renewed_at >= renew_every:
+                    records = await self._store.renew(self.id)
+                    renewed_at = now
+                elif mine:
+                    records = await self._store.held(self.id)
+                else:
+                    continue
+            except Unavailable as error:
+                log.warning("the leases of worker %s could not be renewed or read: %s", self.id, error)
+                await anyio.sleep(POLL_EVERY / 4)
+                continue
+            held = {record.name: record for record in records}
+            for attempt in mine:
+                self._tell(attempt, held.get(attempt.record.name))
+            await self._save_reports(mine)
+
+    async def _save_reports(self, attempts: list[Attempt]) -> None:
+        async with anyio.create_task_group() as group:
+            for attempt in attempts:
+                if not attempt.over and (progress := attempt.take_report()) is not None:
+                    group.start_soon(self._save_report, attempt, progress)
+
+    async def _save_report(self, attempt: Attempt, progress: str) -> None:
+        save = partial(lifecycle.save_progress, lease=attempt.lease, progress=progress)
+        try:
+            await self._store.update(attempt.record.name, save)
+        except LeaseLost:
+            self._tell(attempt, None)
+        except LROError as error:
+            log.warning("%s: its progress could not be saved: %s", attempt.record.name, error)
+
+    # -- going down
+
+    async def _shut_down(self) -> None:
+        self._closing = True
+        self._wake_claimer.set()
+        self._slot_freed.set()
+        for attempt in self._attempts.values():
+            attempt.stop.shut_down()
+        with anyio.move_on_after(self._drain.total_seconds()):
+            await self._all_over()
+        for attempt in self._attempts.values():
+            if not attempt.over:
+                log.warning("%s did not end within the drain time and is stopped", attempt.record.name)
+                attempt.stop.force(StopReason.SHUTDOWN)
+        while self._attempts:
+            with anyio.move_on_after(UNWIND_LOG_EVERY):
+                await self._all_over()
+            for name in self._attempts:
+                log.error("%s was stopped and still runs: it swallows its cancellation; waiting for it", name)
+
+    async def _all_over(self) -> None:
+        while self._attempts:
+            self._slot_freed = anyio.Event()
+            await self._slot_freed.wait()
