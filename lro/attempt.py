@@ -154,7 +154,7 @@ class Attempt:
             return self._failed(_lone(rest))
         reason = self.stop.delivered
         if reason is None:
-            log.error("%s: the job was cancelled by nobody that lro knows of", self.record.name, exc_info=raised)
+            log.error("%s: the job was cancelled by nobody that lro knows of", self.record.name, exc_info=group)
             message = f"{self.record.name} was stopped by a cancellation that nobody had asked for"
             return Raised(Status(Code.INTERNAL, message, (error_info("JOB_FAILED", name=self.record.name),)))
         return Unwound(reason, forced=self.stop.forced)
@@ -210,9 +210,10 @@ async def until_saved(write: Callable[[], Awaitable[T]], give_up: Callable[[], b
 
 def _lone(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the one exception of a group of one, however nested; else the group."""
-    if len(group.exceptions) > 1:
+    members = list(group.exceptions)
+    if len(members) > 1:
         return group
-    only = group.exceptions[0]
+    only = members[0]
     return _lone(cast("BaseExceptionGroup[BaseException]", only)) if isinstance(only, BaseExceptionGroup) else only
 
 

@@ -110,7 +110,7 @@ class Lane:
             try:
                 await self._connection.close()
             except BaseException:
-                self._connection.stop()  # a thread left behind would keep the process from ending
+                _ = self._connection.stop()  # a thread left behind would keep the process from ending
                 raise
 
 
