@@ -99,6 +99,11 @@ class Operations:
         self._waits: set[anyio.CancelScope] = set()
         self._shutting_down = False
 
+    @property
+    def waiting(self) -> int:
+        """How many calls of `wait` and `result` are waiting now."""
+        return len(self._waits)
+
     @overload
     async def start(
         self,

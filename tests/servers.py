@@ -1,0 +1,76 @@
+"""Real servers for tests: uvicorn in a process of its own, on a free loopback port, ended by its id."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx2
+
+REPOSITORY = Path(__file__).parents[1]
+_RUN = """
+import importlib, socket, sys, uvicorn
+sys.path.insert(0, {path!r})
+module, _, name = {app!r}.partition(":")
+app = getattr(importlib.import_module(module), name)
+listener = socket.socket(fileno={descriptor})
+uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+"""
+
+
+class Server:
+    """Serves `module:app` from a directory; the port stays the same when it is started again."""
+
+    def __init__(self, app: str, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+        self._app = app
+        self._folder = folder
+        self._environment = {**os.environ, **(environment or {})}
+        self._listener = socket.create_server(("127.0.0.1", 0))  # connections wait in its backlog until it is served
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self.kill()
+        self._listener.close()
+
+    def start(self) -> None:
+        descriptor = self._listener.fileno()
+        code = _RUN.format(path=str(REPOSITORY), app=self._app, descriptor=descriptor)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=self._folder, pass_fds=[descriptor], env=self._environment
+        )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End it as the kernel would, without a chance to tidy up."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+        self._process = None
+
+    def terminate(self, timeout: float) -> int:
+        """Ask it to end, and return its exit status."""
+        assert self._process is not None
+        self._process.terminate()
+        status = self._process.wait(timeout)
+        self._process = None
+        return status
+
+    def client(self, timeout: float = 20.0) -> httpx2.Client:
+        return httpx2.Client(base_url=f"{self.url}/v1/", timeout=timeout)
