@@ -117,7 +117,3 @@ def test_what_the_readme_links_to_is_there(path: str) -> None:
 def test_the_example_is_short() -> None:
     for path in (REPOSITORY / "examples").glob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 80, path
-    assert (
-        subprocess.run([sys.executable, "-c", "import examples.quickstart"], cwd=REPOSITORY, check=False).returncode
-        == 0
-    )
