@@ -120,8 +120,6 @@ class Worker:
             except LROError as error:
                 log.warning("worker %s could not take its leave: %s", self.id, error)
 
-    # -- claiming
-
     async def _claim(self) -> None:
         """Claim whenever there is a free slot and perhaps something due."""
         lost = False
@@ -176,8 +174,6 @@ class Worker:
         except LROError as error:
             log.warning("%s could not be given back: %s", record.name, error)
 
-    # -- running
-
     async def _run(self, attempt: Attempt) -> None:
         """Run an attempt and write what became of it."""
         name = attempt.record.name
@@ -209,8 +205,6 @@ class Worker:
             status = Status(Code.INTERNAL, f"{name} ended, but its outcome could not be stored: {error}", (info,))
             finish = partial(lifecycle.finish, lease=attempt.lease, outcome=Raised(status))
             await until_saved(partial(self._store.update, name, finish), lambda: False)
-
-    # -- keeping leases and passing stops on
 
     def _notice(self, record: Record | None) -> None:
         """Take a hint of the store's; called on each commit, so it is quick."""
@@ -284,8 +278,6 @@ class Worker:
             self._tell(attempt, None)
         except LROError as error:
             log.warning("%s: its progress could not be saved: %s", attempt.record.name, error)
-
-    # -- going down
 
     async def _shut_down(self) -> None:
         self._closing = True

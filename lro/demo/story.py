@@ -164,8 +164,6 @@ class _Story:
         self._client = client
         self._console = console
 
-    # -- the four chapters
-
     def archive_it(self) -> None:
         """An operation that is left alone ends in its response."""
         self._title("1. Start an operation, and watch it")
@@ -238,8 +236,6 @@ class _Story:
         self._expect(_state(operation) == "SUCCEEDED", "it ended in its response")
         self._expect(resumed >= seen, f"and it had gone on behind file {resumed:,}, not at the beginning")
         self._verify(target)
-
-    # -- what they have in common
 
     def _start_archive(self, name: str) -> tuple[Path, Json]:
         target = self._folder / name

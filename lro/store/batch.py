@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
 
-from lro.errors import LROError, NotFound, StoreClosed, Unavailable
+from lro.errors import InvalidArgument, LROError, NotFound, StoreClosed, Unavailable
 from lro.lifecycle import Facts, Record, Transition
 from lro.store.base import Within
 
@@ -241,6 +241,9 @@ async def _insert(requests: Sequence[Insert], transaction: Transaction, changes:
         key = _request_key(request.record)
         if key is not None and key in known:
             request.answer(known[key])
+            continue
+        if request.record.name in changes.inserted:
+            request.refuse(InvalidArgument(f"{request.record.name} is taken", reason="NAME_TAKEN"))
             continue
         try:
             if request.within is not None:

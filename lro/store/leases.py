@@ -95,8 +95,9 @@ class LockFiles:
             os.close(descriptor)
 
     def release(self, owner: str) -> None:
-        """Remove a worker's lock file, held or abandoned."""
-        self._path(owner).unlink(missing_ok=True)
+        """Remove a worker's lock file, unless another process holds it: a frozen worker may come back."""
+        if self.holds(owner) or self.is_abandoned(owner):
+            self._path(owner).unlink(missing_ok=True)
         descriptor = self._held.pop(owner, None)
         if descriptor is not None:
             os.close(descriptor)

@@ -86,8 +86,6 @@ class SQLiteStore:
         """Name the file."""
         return f"<SQLiteStore {self._path.name!r}, {self._state}>"
 
-    # -- opening and closing
-
     async def __aenter__(self) -> Self:
         """Open the file, made if need be, bring its schema up to date, and settle what dead workers left.
 
@@ -171,8 +169,6 @@ class SQLiteStore:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
 
-    # -- what callers ask
-
     async def insert(self, record: Record, within: Within | None = None) -> Record:
         """See Store.insert."""
         return await self._write(Insert(record, within))
@@ -208,13 +204,11 @@ class SQLiteStore:
         """See Store.join."""
         self._lease_times[owner] = lease_time
         self._locks.acquire(owner)  # before its row: a row without a held lock is a dead worker's
-        row = (owner, lease_time, self._clock.now(), socket.gethostname(), os.getpid())
-        await self._write(Call(partial(SQLiteTransaction.run, statement=sql.JOIN, values=row)))
+        await self._beat(owner)
 
     async def renew(self, owner: str) -> Sequence[Record]:
         """See Store.renew."""
-        self._lease_time(owner)
-        await self._write(Call(partial(SQLiteTransaction.run, statement=sql.BEAT, values=(owner,))))
+        await self._beat(owner)
         return await self.held(owner)
 
     async def held(self, owner: str) -> Sequence[Record]:
@@ -242,6 +236,11 @@ class SQLiteStore:
         """See Store.listen."""
         return self._hub.listen(listener)
 
+    async def _beat(self, owner: str) -> None:
+        """Count up a worker's beat; one that was frozen and given up by others is known again."""
+        row = (owner, self._lease_time(owner), self._clock.now(), socket.gethostname(), os.getpid())
+        await self._write(Call(partial(SQLiteTransaction.run, statement=sql.BEAT, values=row)))
+
     def _lease_time(self, owner: str) -> int:
         try:
             return self._lease_times[owner]
@@ -260,8 +259,6 @@ class SQLiteStore:
             return await self._lister.run(lambda connection: to_records(connection.execute(statement, values)))
         except sqlite3.Error as error:
             raise _unavailable(error, self._path, "the read failed") from error
-
-    # -- what the loops do
 
     async def _serve_writes(self, batch: Sequence[AnyRequest]) -> None:
         try:
@@ -321,8 +318,6 @@ class SQLiteStore:
 
     def _is_dead(self, owner: str, beat: int | None, lease_time: int | None) -> bool:
         return self._leases.is_dead(owner, beat, UNKNOWN_LEASE if lease_time is None else lease_time)
-
-    # -- on the writer's thread
 
     def _transact(self, batch: Sequence[AnyRequest], connection: sqlite3.Connection) -> Sequence[Record]:
         """Carry out a batch in one transaction; after a data error each request in one of its own."""

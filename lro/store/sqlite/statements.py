@@ -74,9 +74,9 @@ ANYTHING_DUE = """SELECT
     OR EXISTS (SELECT 1 FROM operations WHERE expire_at IS NOT NULL AND expire_at <= :now)"""
 WORKERS = "SELECT id, beat, lease_time FROM workers"
 BEATS = WORKERS + " WHERE id IN (SELECT value FROM json_each(?))"
-BEAT = "UPDATE workers SET beat = beat + 1 WHERE id = ?"
-JOIN = """INSERT INTO workers (id, beat, lease_time, started_at, host, pid)
-VALUES (?, 1, ?, ?, ?, ?)"""
+BEAT = """INSERT INTO workers (id, beat, lease_time, started_at, host, pid)
+VALUES (?, 1, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET beat = beat + 1"""
 LEAVE = """DELETE FROM workers
 WHERE id = ?
 AND NOT EXISTS (SELECT 1 FROM operations WHERE state = 'RUNNING' AND lease_owner = workers.id)"""
