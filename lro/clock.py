@@ -6,6 +6,7 @@ Wall-clock time says when something happened; how long something takes is measur
 import re
 import time
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 __all__ = ["Clock", "SystemClock", "format_duration", "format_time", "micros", "moment", "parse_duration"]
@@ -59,8 +60,14 @@ def moment(value: int) -> datetime:
 
 def format_time(value: int) -> str:
     """Write microseconds since 1970 as protobuf's JSON does: `2026-11-22T20:15:00.250Z`, 0, 3 or 6 digits."""
-    text = moment(value).isoformat().removesuffix("+00:00")
-    return text.removesuffix("000") + "Z" if "." in text else text + "Z"
+    second, rest = divmod(value, 1_000_000)
+    text = _format_second(second)
+    return f"{text}Z" if not rest else f"{text}.{f'{rest:06}'.removesuffix('000')}Z"
+
+
+@lru_cache(maxsize=1024)  # most times of one answer fall in the same second
+def _format_second(second: int) -> str:
+    return (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def format_duration(value: int) -> str:

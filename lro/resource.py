@@ -62,7 +62,7 @@ class Operation:
             done=record.state.is_terminal,
             error=None if record.error is None else with_domain(Status.from_json(record.error), domain),
             response=None if record.response is None else json.loads(record.response),
-            etag=f'"{record.token}-{record.version}"',
+            etag=etag(record),
         )
 
     @property
@@ -86,6 +86,11 @@ class Operation:
     def to_json(self) -> bytes:
         """Return `to_dict` as JSON in UTF-8."""
         return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def etag(record: Record) -> str:
+    """Return a value that changes with each write of a record (AIP-154)."""
+    return f'"{record.version}"'
 
 
 def _any(response: Any) -> dict[str, Any]:

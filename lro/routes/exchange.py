@@ -111,6 +111,8 @@ class Exchange:
             InvalidArgument: One is not known, or given twice.
         """
         found: dict[str, str] = {}
+        if not self.request.scope["query_string"]:
+            return found
         for key, value in self.request.query_params.multi_items():
             name = lower_camel(key)
             if name in allowed:
@@ -172,6 +174,8 @@ class _TooLarge(InvalidArgument):
     """The body is too large."""
 
 
+_HANDLERS = "lro.handlers"  # where a scope carries what its path was found to be
+
 Handler = Callable[[Exchange], Awaitable[Response | None]]
 
 
@@ -191,13 +195,12 @@ class JsonRoute(BaseRoute):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match the paths that are ours, whatever the method."""
-        if scope["type"] != "http" or self._pick(relative_path(scope)) is None:
-            return Match.NONE, {}
-        return Match.FULL, {}
+        handlers = self._pick(relative_path(scope)) if scope["type"] == "http" else None
+        return (Match.NONE, {}) if handlers is None else (Match.FULL, {_HANDLERS: handlers})
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the method's handler and send its answer."""
-        handlers = self._pick(relative_path(scope)) or {}
+        handlers: Mapping[str, Handler] = scope[_HANDLERS]
         handler = handlers.get("GET" if scope["method"] == "HEAD" else scope["method"])
         response: Response | None
         if handler is None:

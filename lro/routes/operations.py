@@ -11,14 +11,17 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from lro.errors import LROError, Unimplemented
+from lro.lifecycle import Record
 from lro.operations import Operations, invalid
 from lro.principal import Authorization
-from lro.resource import Operation
+from lro.resource import Operation, etag
 from lro.routes.exchange import Exchange, Fallback, Handler, JsonRoute, decode, duration_of, integer_of, text_of
 
 __all__ = ["operation_routes"]
 
 _JSON = "application/json"
+
+KEEP, KEEP_BYTES = 1024, 16 * 1024  # how many encoded operations are kept, and how large one may be
 
 
 def operation_routes(operations: Operations, *, auth: Authorization) -> list[BaseRoute]:
@@ -53,6 +56,7 @@ def check_auth(auth: object) -> None:
 class _OperationRoutes:
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
+        self._encoded: dict[tuple[str, int], bytes] = {}
 
     def pick(self, path: str) -> Mapping[str, Handler] | None:
         """Return the handlers of a path by method; None if it is none of ours."""
@@ -72,7 +76,20 @@ class _OperationRoutes:
     async def _get(self, name: str, exchange: Exchange) -> Response:
         visible = await exchange.authorize("operations.get", name)
         exchange.query(())
-        return _found(await self._operations.get(name, scope=visible))
+        record = await self._operations.get_record(name, scope=visible)
+        return Response(self._encode(record), media_type=_JSON, headers={"etag": etag(record)})
+
+    def _encode(self, record: Record) -> bytes:
+        """Return an operation's JSON; a version never changes, so its bytes are kept."""
+        key = (record.name, record.version)
+        body = self._encoded.get(key)
+        if body is None:
+            body = Operation.of(record, self._operations.domain).to_json()
+            if len(body) <= KEEP_BYTES:
+                if len(self._encoded) >= KEEP:
+                    del self._encoded[next(iter(self._encoded))]
+                self._encoded[key] = body
+        return body
 
     async def _list(self, parent: str, exchange: Exchange) -> Response:
         visible = await exchange.authorize("operations.list", parent)

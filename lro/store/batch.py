@@ -32,6 +32,7 @@ __all__ = [
     "Request",
     "Select",
     "Transaction",
+    "TransactionEnded",
     "Update",
     "apply",
 ]
@@ -126,9 +127,9 @@ Query = Due | Overdue
 
 
 class Select(Request[Sequence[Record]]):
-    """Apply a rule to the records that a query finds; the answer is those that it changed.
+    """Apply a rule to the records that a query finds; the answer is those that it changed or removed.
 
-    The rule may return None to have the record removed; then it is not in the answer.
+    The rule returns None to have a record removed; that is answered as it was.
     """
 
     __slots__ = ("query", "rule")
@@ -178,8 +179,17 @@ class Transaction(Protocol):
         ...
 
     async def run_within(self, within: Within) -> None:
-        """Call the function on this transaction's connection, in a savepoint."""
+        """Call the function on this transaction's connection, in a savepoint.
+
+        Raises:
+            TransactionEnded: It has ended the transaction: there is nothing left to go on with.
+            BaseException: What the function raises; its own writes are undone.
+        """
         ...
+
+
+class TransactionEnded(Exception):
+    """A `within` function made the database roll the whole transaction back; its error is the cause."""
 
 
 @dataclass(slots=True)
@@ -189,12 +199,12 @@ class Changes:
     Attributes:
         inserted: New records by name.
         updated: By name, the record as it was read and as it is to be.
-        removed: Names of records to remove.
+        removed: Records to remove, by name.
     """
 
     inserted: dict[str, Record] = field(default_factory=dict[str, Record])
     updated: dict[str, tuple[Record, Record]] = field(default_factory=dict[str, tuple[Record, Record]])
-    removed: set[str] = field(default_factory=set[str])
+    removed: dict[str, Record] = field(default_factory=dict[str, Record])
 
     def put(self, old: Record, new: Record) -> None:
         """Note that a record has become another."""
@@ -245,11 +255,7 @@ async def _insert(requests: Sequence[Insert], transaction: Transaction, changes:
         if request.record.name in changes.inserted:
             request.refuse(InvalidArgument(f"{request.record.name} is taken", reason="NAME_TAKEN"))
             continue
-        try:
-            if request.within is not None:
-                await transaction.run_within(request.within)
-        except Exception as error:
-            request.refuse(error)
+        if not await _run_within(request, transaction):
             continue
         changes.inserted[request.record.name] = request.record
         if key is not None:
@@ -270,14 +276,28 @@ async def _update(requests: Sequence[Update], transaction: Transaction, changes:
             continue
         try:
             new = request.transition(record, orphaned if record.lease_owner in dead else alive)
-            if request.within is not None:
-                await transaction.run_within(request.within)
         except Exception as error:
             request.refuse(error)
+            continue
+        if not await _run_within(request, transaction):
             continue
         changes.put(record, new)
         current[request.name] = new
         request.answer(new)
+
+
+async def _run_within(request: Insert | Update, transaction: Transaction) -> bool:
+    """Call the caller's function, if there is one; False if it failed, and its caller with it."""
+    if request.within is None:
+        return True
+    try:
+        await transaction.run_within(request.within)
+    except TransactionEnded:
+        raise
+    except BaseException as error:
+        request.refuse(error)
+        return False
+    return True
 
 
 async def _select(request: Select, transaction: Transaction) -> Sequence[Record]:
@@ -287,11 +307,11 @@ async def _select(request: Select, transaction: Transaction) -> Sequence[Record]
     for record in found:
         new = request.rule(record, Facts(transaction.now, lease_expired=record.lease_owner in dead))
         if new is None:
-            changes.removed.add(record.name)
+            changes.removed[record.name] = record
         else:
             changes.put(record, new)
     await transaction.write(changes)
-    request.answer(changes.records)
+    request.answer([*changes.records, *changes.removed.values()])
     return changes.records
 
 

@@ -4,6 +4,7 @@ Nothing depends on a hint. Whoever waits for one also looks by itself from time 
 may have been made where nobody could tell us.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,8 @@ import anyio
 from lro.lifecycle import Record
 
 __all__ = ["Hub", "Listener", "Watch"]
+
+log = logging.getLogger(__name__)
 
 Listener = Callable[[Record | None], None]
 
@@ -60,7 +63,7 @@ class Hub:
 
     def __init__(self) -> None:
         self._watches: dict[str, set[Watch]] = {}
-        self._listeners: list[Listener] = []
+        self._listeners: dict[object, Listener] = {}
 
     def watch(self, name: str) -> Watch:
         """Return a watch on one record."""
@@ -68,22 +71,32 @@ class Hub:
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call the listener on every change until the returned function is called."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        key = object()  # the same function may listen twice
+        self._listeners[key] = listener
+
+        def end() -> None:
+            self._listeners.pop(key, None)
+
+        return end
 
     def publish(self, records: Iterable[Record]) -> None:
         """Tell of records that were committed."""
         for record in records:
-            for listener in self._listeners:
-                listener(record)
+            self._tell(record)
             if record.name in self._watches:
                 for watch in tuple(self._watches[record.name]):
                     watch.notice(record)
 
     def publish_unknown(self) -> None:
         """Tell that something changed."""
-        for listener in self._listeners:
-            listener(None)
+        self._tell(None)
         for watching in tuple(self._watches.values()):
             for watch in tuple(watching):
                 watch.notice(None)
+
+    def _tell(self, record: Record | None) -> None:
+        for listener in tuple(self._listeners.values()):
+            try:
+                listener(record)
+            except Exception:
+                log.exception("a listener failed; others are told all the same")

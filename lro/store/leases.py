@@ -13,7 +13,9 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["Leases", "LockFiles"]
+__all__ = ["UNKNOWN_LEASE", "Leases", "LockFiles"]
+
+UNKNOWN_LEASE = 30_000_000  # the lease time of a worker whose row is gone, in microseconds
 
 
 class Leases:
@@ -30,6 +32,10 @@ class Leases:
         self._seen: dict[str, tuple[int | None, float]] = {}
         self._guard = threading.Lock()
 
+    def is_ours(self, owner: str) -> bool:
+        """Return whether the worker lives in this process."""
+        return self._locks is not None and self._locks.holds(owner)
+
     def is_dead(self, owner: str, beat: int | None, lease_time: int) -> bool:
         """Note a worker's beat and return whether its leases have expired.
 
@@ -38,11 +44,10 @@ class Leases:
             beat: Its beat now; None if its row is gone.
             lease_time: Its lease time in microseconds.
         """
-        if self._locks is not None:
-            if self._locks.holds(owner):
-                return False  # ours: it lives in this process
-            if self._locks.is_abandoned(owner):
-                return True
+        if self.is_ours(owner):
+            return False
+        if self._locks is not None and self._locks.is_abandoned(owner):
+            return True
         now = self._monotonic()
         with self._guard:
             seen, since = self._seen.get(owner, (None, now))
@@ -73,10 +78,20 @@ class LockFiles:
         return owner in self._held
 
     def acquire(self, owner: str) -> None:
-        """Create and hold a worker's lock until `release`, or the end of the process."""
+        """Create and hold a worker's lock until `release`, or the end of the process.
+
+        Raises:
+            BlockingIOError: Another process holds it.
+        """
+        if self.holds(owner):
+            return
         self._directory.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(self._path(owner), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
         self._held[owner] = descriptor
 
     def is_abandoned(self, owner: str) -> bool:

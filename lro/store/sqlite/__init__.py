@@ -26,9 +26,21 @@ from lro.clock import Clock, SystemClock
 from lro.errors import FailedPrecondition, InvalidArgument, StoreClosed, Unavailable
 from lro.lifecycle import Record, Transition
 from lro.store.base import PageQuery, Within
-from lro.store.batch import AnyRequest, Call, Due, Insert, Overdue, Queue, Request, Select, Update, apply
+from lro.store.batch import (
+    AnyRequest,
+    Call,
+    Due,
+    Insert,
+    Overdue,
+    Queue,
+    Request,
+    Select,
+    TransactionEnded,
+    Update,
+    apply,
+)
 from lro.store.hints import Hub, Listener, Watch
-from lro.store.leases import Leases, LockFiles
+from lro.store.leases import UNKNOWN_LEASE, Leases, LockFiles
 from lro.store.migrations import missing, shipped
 from lro.store.sqlite import statements as sql
 from lro.store.sqlite.lane import Lane
@@ -116,6 +128,7 @@ class SQLiteStore:
                 raise Unavailable(msg, reason="STORE_UNAVAILABLE") from error
             exits.callback(self._locks.close)
             await exits.enter_async_context(self._supervisor)
+            exits.push_async_callback(self._close_queues)
             self._writes.open()
             self._gets.open()
             self._state = "open"
@@ -130,11 +143,13 @@ class SQLiteStore:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Write what is queued and close the file."""
+        await self._exits.aclose()  # each step of it shields itself
+
+    async def _close_queues(self) -> None:
         self._state = "closed"
         with anyio.CancelScope(shield=True):
             await self._writes.close(self._busy_timeout + 1)
             await self._gets.close(self._busy_timeout + 1)
-        await self._exits.aclose()  # each step of it shields itself
 
     @property
     def ready(self) -> bool:
@@ -202,6 +217,7 @@ class SQLiteStore:
 
     async def join(self, owner: str, lease_time: int) -> None:
         """See Store.join."""
+        self._check_open()
         self._lease_times[owner] = lease_time
         self._locks.acquire(owner)  # before its row: a row without a held lock is a dead worker's
         await self._beat(owner)
@@ -224,8 +240,7 @@ class SQLiteStore:
 
     async def secret(self) -> bytes:
         """See Store.secret."""
-        if not self._secret:
-            raise StoreClosed
+        self._check_open()
         return self._secret
 
     def watch(self, name: str) -> Watch:
@@ -241,7 +256,12 @@ class SQLiteStore:
         row = (owner, self._lease_time(owner), self._clock.now(), socket.gethostname(), os.getpid())
         await self._write(Call(partial(SQLiteTransaction.run, statement=sql.BEAT, values=row)))
 
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise StoreClosed
+
     def _lease_time(self, owner: str) -> int:
+        self._check_open()
         try:
             return self._lease_times[owner]
         except KeyError:
@@ -253,10 +273,11 @@ class SQLiteStore:
         return await request.wait()
 
     async def _read(self, statement: str, values: Any) -> Sequence[Record]:  # Any: what sqlite3 binds
-        if self._state != "open":
-            raise StoreClosed
+        self._check_open()
         try:
             return await self._lister.run(lambda connection: to_records(connection.execute(statement, values)))
+        except UnicodeEncodeError:
+            return ()  # half of a surrogate pair is in no stored text
         except sqlite3.Error as error:
             raise _unavailable(error, self._path, "the read failed") from error
 
@@ -312,34 +333,40 @@ class SQLiteStore:
         """Return whether anything is due, whether anyone dead holds a lease, and the dead that hold none."""
         (due,) = connection.execute(sql.ANYTHING_DUE, {"now": self._clock.now()}).fetchone()
         owners = {owner for (owner,) in connection.execute(sql.OWNERS)}
-        workers = {owner: (beat, lease_time) for owner, beat, lease_time in connection.execute(sql.WORKERS)}
-        dead = {owner for owner in owners | workers.keys() if self._is_dead(owner, *workers.get(owner, (None, None)))}
+        known = {owner: (beat, lease_time) for owner, beat, lease_time in connection.execute(sql.WORKERS)}
+        everyone = {**dict.fromkeys(owners, (None, UNKNOWN_LEASE)), **known}
+        dead = {
+            owner for owner, (beat, lease_time) in everyone.items() if self._leases.is_dead(owner, beat, lease_time)
+        }
         return bool(due), bool(dead & owners), dead - owners
-
-    def _is_dead(self, owner: str, beat: int | None, lease_time: int | None) -> bool:
-        return self._leases.is_dead(owner, beat, UNKNOWN_LEASE if lease_time is None else lease_time)
 
     def _transact(self, batch: Sequence[AnyRequest], connection: sqlite3.Connection) -> Sequence[Record]:
         """Carry out a batch in one transaction; after a data error each request in one of its own."""
         try:
             return self._commit(batch, connection)
         except DATA_ERRORS as error:
+            if isinstance(error, TransactionEnded) and len(batch) == 1 and error.__cause__ is not None:
+                return self._refuse(batch[0], error.__cause__)
             if len(batch) == 1:
                 refusal = InvalidArgument(f"This can't be stored: {type(error).__name__}", reason="NOT_STORABLE")
                 refusal.__cause__ = error
-                batch[0].refuse(refusal)
-                return []
+                return self._refuse(batch[0], refusal)
         written: list[Record] = []
         for request in batch:
             request.reset()
             written += self._transact([request], connection)
         return written
 
+    def _refuse(self, request: AnyRequest, error: BaseException) -> Sequence[Record]:
+        request.reset()
+        request.refuse(error)
+        return []
+
     def _commit(self, batch: Sequence[AnyRequest], connection: sqlite3.Connection) -> Sequence[Record]:
         what = "nothing was written"
         try:
             connection.execute("BEGIN IMMEDIATE")
-            transaction = SQLiteTransaction(connection, self._clock.now(), self._is_dead)
+            transaction = SQLiteTransaction(connection, self._clock.now(), self._leases)
             written = _finish(apply(batch, transaction))
             what = "its outcome is unknown, so read again before you repeat it"
             connection.execute("COMMIT")
@@ -350,9 +377,6 @@ class SQLiteStore:
         finally:
             _roll_back(connection)
         return written
-
-
-UNKNOWN_LEASE = 30_000_000  # of an owner whose row is gone, in microseconds
 
 
 def _finish(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: never sends or yields

@@ -54,9 +54,11 @@ class _Connection(sqlite3.Connection):
         self._calls = calls
 
     def commit(self) -> None:
-        """Run the next call; its transaction is its own affair."""
+        """Run the next call, whose transaction is its own affair; in a call, commit as ever."""
         if self._calls:
             self._calls.popleft().run(self)
+        else:
+            super().commit()
 
 
 class Lane:

@@ -15,10 +15,9 @@ SELECT = f"SELECT {COLUMNS} FROM operations "
 READ = SELECT + "WHERE name IN (SELECT value FROM json_each(?))"
 READ_REQUESTED = (
     SELECT
-    + """WHERE (tenant, job, request_id) IN (
-    SELECT value ->> 0, value ->> 1, value ->> 2
-    FROM json_each(?)
-)"""
+    + """WHERE tenant = ?
+AND job = ?
+AND request_id = ?"""
 )
 FIND_DUE = (
     SELECT

@@ -5,12 +5,13 @@ Its methods never suspend, so that a whole batch runs as one call on the writer'
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lro.lifecycle import CancelOutcome, Record, State
 from lro.store.base import Within
-from lro.store.batch import Changes, Due, Overdue, Query
+from lro.store.batch import Changes, Due, Overdue, Query, TransactionEnded
+from lro.store.leases import UNKNOWN_LEASE, Leases
 from lro.store.sqlite import statements as sql
 
 __all__ = ["DATA_ERRORS", "SQLiteTransaction", "to_record", "to_records"]
@@ -28,6 +29,7 @@ DATA_ERRORS = (
     sqlite3.ProgrammingError,
     OverflowError,
     ValueError,  # UnicodeEncodeError among them
+    TransactionEnded,
 )
 
 
@@ -38,10 +40,10 @@ class SQLiteTransaction:
         self,
         connection: sqlite3.Connection,
         now: int,
-        is_dead: Callable[[str, int | None, int | None], bool],
+        leases: Leases,
     ) -> None:
         self._connection = connection
-        self._is_dead = is_dead
+        self._leases = leases
         self.now = now
 
     async def read(self, names: Iterable[str]) -> dict[str, Record]:
@@ -51,7 +53,7 @@ class SQLiteTransaction:
 
     async def read_requested(self, keys: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], Record]:
         """Return the records that these (tenant, job, request id) stand for."""
-        rows = self._connection.execute(sql.READ_REQUESTED, (json.dumps(list(keys)),))
+        rows = [row for key in keys for row in self._connection.execute(sql.READ_REQUESTED, key)]
         return {(record.tenant, record.job, record.request_id or ""): record for record in to_records(rows)}
 
     async def find(self, query: Query) -> Sequence[Record]:
@@ -70,12 +72,12 @@ class SQLiteTransaction:
 
     async def dead_owners(self, owners: Iterable[str]) -> set[str]:
         """Return those of these workers whose leases have expired."""
-        owners = set(owners)
-        if not owners:
-            return owners
-        rows = self._connection.execute(sql.BEATS, (json.dumps(list(owners)),))
+        others = [owner for owner in owners if not self._leases.is_ours(owner)]
+        if not others:
+            return set()
+        rows = self._connection.execute(sql.BEATS, (json.dumps(others),))
         beats = {owner: (beat, lease_time) for owner, beat, lease_time in rows}
-        return {owner for owner in owners if self._is_dead(owner, *beats.get(owner, (None, None)))}
+        return {owner for owner in others if self._leases.is_dead(owner, *beats.get(owner, (None, UNKNOWN_LEASE)))}
 
     async def write(self, changes: Changes) -> None:
         """Write inserts, updates and removals."""
@@ -104,13 +106,15 @@ class SQLiteTransaction:
         self._connection.set_authorizer(_deny_transactions)
         try:
             within(self._connection)
-        except BaseException:
+        except BaseException as error:
             self._connection.set_authorizer(None)
+            if not self._connection.in_transaction:
+                raise TransactionEnded from error
             self._connection.execute("ROLLBACK TO within")
-            raise
-        finally:
-            self._connection.set_authorizer(None)
             self._connection.execute("RELEASE within")
+            raise
+        self._connection.set_authorizer(None)
+        self._connection.execute("RELEASE within")
 
 
 def _deny_transactions(action: int, *_: object) -> int:
