@@ -396,7 +396,7 @@ async def test_an_unforeseen_error_is_told_by_its_id_only(
     async def broken(*_: object, **__: object) -> None:
         raise RuntimeError("canary")
 
-    monkeypatch.setattr(service.operations, "get", broken)
+    monkeypatch.setattr(service.operations, "get_record", broken)
     response = await client.get(UNKNOWN)
 
     error = error_of(response)
