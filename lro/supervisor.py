@@ -60,7 +60,9 @@ class Supervisor:
         if self._group is None:
             msg = f"{name} can't be started: the supervisor is not entered"
             raise RuntimeError(msg)
-        self._group.start_soon(self._supervise, name, loop, name=f"lro: {name}")
+        scope = anyio.CancelScope(shield=True)
+        self._scopes.add(scope)  # here, so that a loop that has not begun yet is ended too
+        self._group.start_soon(self._supervise, name, loop, scope, name=f"lro: {name}")
 
     def spawn(self, name: str, function: Callable[[], Awaitable[None]]) -> None:
         """Start something that runs once, to its own end; an error in it is logged."""
@@ -77,9 +79,8 @@ class Supervisor:
             self.failures += 1
             self._log.exception("%s failed", name)
 
-    async def _supervise(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        with anyio.CancelScope(shield=True) as scope:
-            self._scopes.add(scope)
+    async def _supervise(self, name: str, loop: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
+        with scope:
             wait = _FIRST_WAIT
             while True:
                 started = anyio.current_time()

@@ -35,7 +35,13 @@ def open_store(
         msg = f"a store URL takes no {'query' if parts.query else 'fragment'}: set options by open_store(...)'s own"
         raise ValueError(msg)
     path = unquote(parts.path).removeprefix("/")
-    if not url[len("sqlite") :].startswith(":///") or parts.netloc or not path or path.endswith("/") or ":memory:" in path:
+    if (
+        not url[len("sqlite") :].startswith(":///")
+        or parts.netloc
+        or not path
+        or path.endswith("/")
+        or ":memory:" in path
+    ):
         msg = (
             f"{url!r} names no file: use sqlite:///relative.db or sqlite:////absolute.db; "
             "there is no in-memory store, an acknowledged operation outlives its process"

@@ -114,30 +114,35 @@ class SQLiteStore:
             found = sqlite3.sqlite_version
             msg = f"this Python uses SQLite {found}; lro needs {'.'.join(map(str, OLDEST_SQLITE))} or newer"
             raise FailedPrecondition(msg, reason="SQLITE_TOO_OLD", found=found)
-        async with AsyncExitStack() as exits:
-            try:
-                _create(self._path)
-                self._writer = await self._open_lane(exits)
-                await self._writer.run(self._prepare)
-                self._reader = await self._open_lane(exits)
-                self._lister = await self._open_lane(exits)
-                for lane in (self._reader, self._lister):
-                    await lane.run(_only_read)
-            except (OSError, sqlite3.Error) as error:
+        try:
+            await self._open()
+        except BaseException as error:
+            self._state = "closed"
+            await self._exits.aclose()
+            if isinstance(error, (OSError, sqlite3.Error)):
                 msg = f"{self._path} can't be opened: {error}"
                 raise Unavailable(msg, reason="STORE_UNAVAILABLE") from error
-            exits.callback(self._locks.close)
-            await exits.enter_async_context(self._supervisor)
-            exits.push_async_callback(self._close_queues)
-            self._writes.open()
-            self._gets.open()
-            self._state = "open"
-            self._supervisor.start("writer", self._writes.run)
-            self._supervisor.start("reader", self._gets.run)
-            await self._sweep_all()
-            self._supervisor.start("sweeper", self._keep_sweeping)
-            self._exits = exits.pop_all()
+            raise
         return self
+
+    async def _open(self) -> None:
+        _create(self._path)
+        self._writer = await self._open_lane()
+        await self._writer.run(self._prepare)
+        self._reader = await self._open_lane()
+        self._lister = await self._open_lane()
+        for lane in (self._reader, self._lister):
+            await lane.run(_only_read)
+        self._exits.callback(self._locks.close)
+        await self._exits.enter_async_context(self._supervisor)
+        self._exits.push_async_callback(self._close_queues)
+        self._writes.open()
+        self._gets.open()
+        self._state = "open"
+        self._supervisor.start("writer", self._writes.run)
+        self._supervisor.start("reader", self._gets.run)
+        await self._sweep_all()
+        self._supervisor.start("sweeper", self._keep_sweeping)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -156,9 +161,9 @@ class SQLiteStore:
         """True while it is open and all its background loops run."""
         return self._state == "open" and self._supervisor.healthy
 
-    async def _open_lane(self, exits: AsyncExitStack) -> Lane:
+    async def _open_lane(self) -> Lane:
         lane = await Lane.open(self._path, timeout=self._busy_timeout)
-        exits.push_async_callback(lane.close)
+        self._exits.push_async_callback(lane.close)
         return lane
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
@@ -211,6 +216,8 @@ class SQLiteStore:
 
     async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
         """See Store.claim."""
+        if limit < 1:
+            return ()
         rule = partial(lifecycle.claim, owner=owner, lease_time=self._lease_time(owner))
         changed = await self._write(Select(Due(json.dumps(sorted(jobs)), limit), rule))
         return [record for record in changed if record.lease_owner == owner]
@@ -294,7 +301,7 @@ class SQLiteStore:
     async def _replace_writer(self) -> None:
         log.error("%s: the writer's connection is stuck in a transaction and is replaced", self._path)
         await self._writer.close()
-        self._writer = await self._open_lane(self._exits)
+        self._writer = await self._open_lane()
         await self._writer.run(self._set_up)
 
     async def _serve_gets(self, batch: Sequence[Get]) -> None:

@@ -76,6 +76,7 @@ class Lane:
             path: The database file.
             timeout: Seconds to wait for another connection's lock.
         """
+        sqlite3.connect(path, timeout=timeout).close()  # a file that can't be opened shows here, without a thread
         calls: deque[_Call[Any]] = deque()  # Any: of any answer
         connection = await aiosqlite.connect(
             path,

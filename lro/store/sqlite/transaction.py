@@ -114,6 +114,8 @@ class SQLiteTransaction:
             self._connection.execute("RELEASE within")
             raise
         self._connection.set_authorizer(None)
+        if not self._connection.in_transaction:  # it caught the error that says so
+            raise TransactionEnded from sqlite3.OperationalError("a statement rolled the whole transaction back")
         self._connection.execute("RELEASE within")
 
 
