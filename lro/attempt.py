@@ -72,9 +72,9 @@ class Attempt:
         """Run the job's function and say what became of it; raises nothing of the function's."""
         try:
             arguments = self._arguments()
-        except ValidationError as error:
+        except BaseException as error:
             self.stop.ended = True
-            return Raised(_stale_payload(self.record, error))
+            return Raised(self._stale_payload(error))
         returned = False
         text = ""
         raised: BaseException | None = None
@@ -94,18 +94,27 @@ class Attempt:
             self.stop.ended = True
         if raised is None:
             return Returned(text)
-        return self._result_error(raised) if returned else self._classify(raised)
+        try:
+            return self._result_error(raised) if returned else self._classify(raised)
+        except Exception:  # an exception that can't even be looked at, such as one nested too deeply
+            return Raised(self._internal("JOB_FAILED", None))
 
-    def take_report(self) -> str | None:
-        """Return the reported progress that is still to be saved, as JSON text, and forget it."""
-        if self._context is None or self.job.progress is None:
-            return None
-        reported = self._context.take_report()
-        if reported is None:
+    async def save_report(self, save: Callable[[str], Awaitable[object]]) -> None:
+        """Save the reported progress that is still to be saved, if there is any."""
+        if self._context is None or self.over or (reported := self._context.reported) is None:
+            return
+        text = self.report()
+        if text is not None:
+            await save(text)
+        self._context.saved(reported)
+
+    def report(self) -> str | None:
+        """Return the reported progress that is still to be saved, as JSON text."""
+        if self._context is None or self.job.progress is None or self._context.reported is None:
             return None
         try:
-            return self.job.progress.dump(reported)
-        except (TypeError, ValueError, RecursionError) as error:
+            return self.job.progress.dump(self._context.reported)
+        except Exception as error:
             self._context.log.error("the reported progress can't be saved: %s", type(error).__name__)
             return None
 
@@ -175,14 +184,26 @@ class Attempt:
             return Raised(Status(Code.RESOURCE_EXHAUSTED, message, (info,)))
         return Raised(self._internal("RESULT_NOT_JSON", error))
 
-    def _internal(self, reason: str, error: BaseException) -> Status:
+    def _internal(self, reason: str, error: BaseException | None) -> Status:
         """Log an error under an id and return what clients may know of it."""
         error_id = uuid.uuid4().hex[:16]
         name = self.record.name
-        log.error("%s: attempt %d failed, error id %s", name, self.record.attempt, error_id, exc_info=error)
+        try:
+            log.error("%s: attempt %d failed, error id %s", name, self.record.attempt, error_id, exc_info=error)
+        except RecursionError:
+            log.error("%s: attempt %d failed, error id %s: too deep to tell", name, self.record.attempt, error_id)
         what = "its result has no JSON form" if reason == "RESULT_NOT_JSON" else "its job raised an exception"
         info = error_info(reason, name=name, errorId=error_id)
         return Status(Code.INTERNAL, f"{name} failed: {what}; the log has it under error id {error_id}", (info,))
+
+    def _stale_payload(self, error: BaseException) -> Status:
+        """Log why the stored params or progress can't be read and return what clients may know of it."""
+        if not isinstance(error, ValidationError):
+            return self._internal("JOB_FAILED", error)
+        name, model = self.record.name, error.title
+        log.error("%s: what is stored no longer fits %s", name, model, exc_info=error)
+        message = f"{name} can't run: its stored params or progress no longer fit the model {model}"
+        return Status(Code.FAILED_PRECONDITION, message, (error_info("PAYLOAD_STALE", name=name, model=model),))
 
 
 async def until_saved(write: Callable[[], Awaitable[T]], give_up: Callable[[], bool]) -> T | None:
@@ -210,28 +231,23 @@ async def until_saved(write: Callable[[], Awaitable[T]], give_up: Callable[[], b
 
 def _lone(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the one exception of a group of one, however nested; else the group."""
-    members = list(group.exceptions)
-    if len(members) > 1:
-        return group
-    only = members[0]
-    return _lone(cast("BaseExceptionGroup[BaseException]", only)) if isinstance(only, BaseExceptionGroup) else only
+    while len(group.exceptions) == 1:
+        only = next(iter(group.exceptions))
+        if not isinstance(only, BaseExceptionGroup):
+            return only
+        group = cast("BaseExceptionGroup[BaseException]", only)
+    return group
 
 
 def _public_status(error: BaseException) -> Status | None:
     """Return the status that a job raised for its clients, or None if it raised something else."""
     if not isinstance(error, OperationError):
         return None
-    status = error.status
-    status = Status(status.code, status.message[:MAX_MESSAGE], status.details)
     try:
+        status = error.status
+        status = Status(status.code, status.message[:MAX_MESSAGE], status.details)
         status.to_json()
-    except (TypeError, ValueError, RecursionError):
+    except Exception:  # its details are not JSON, or it is a subclass gone wrong
+        log.exception("an OperationError that has no JSON form is told as INTERNAL")
         return None
     return status
-
-
-def _stale_payload(record: Record, error: ValidationError) -> Status:
-    model = error.title
-    log.error("%s: what is stored no longer fits %s", record.name, model, exc_info=error)
-    message = f"{record.name} can't run: its stored params or progress no longer fit the model {model}"
-    return Status(Code.FAILED_PRECONDITION, message, (error_info("PAYLOAD_STALE", name=record.name, model=model),))

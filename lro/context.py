@@ -178,8 +178,9 @@ class Context(Generic[ProgressT]):
             Stopped: The same, in a task outside the attempt's own.
         """
         if progress is not None:
-            self._progress, self._reported = progress, None
+            self._progress = self._reported = progress  # if it can't be saved now, then with the next write
             await self._save(progress)
+            self.saved(progress)
             self._yielded_at = anyio.current_time()
         cleaning = _cleaning.get()
         if not cleaning:
@@ -223,10 +224,15 @@ class Context(Generic[ProgressT]):
         if scope.cancelled_caught:
             self.log.warning("cleanup took longer than %s s and was broken off", seconds)
 
-    def take_report(self) -> ProgressT | None:
-        """Return the progress that was reported and not saved yet, and forget it; for the library."""
-        reported, self._reported = self._reported, None
-        return reported
+    @property
+    def reported(self) -> ProgressT | None:
+        """The progress that was reported and not saved yet; for the library."""
+        return self._reported
+
+    def saved(self, progress: ProgressT | None) -> None:
+        """Note that this report was saved; a later one is still to be; for the library."""
+        if self._reported is progress:
+            self._reported = None
 
     def _is_outside(self) -> bool:
         """Whether the current task is none of the attempt's: anyio knows no parent for a foreign one."""

@@ -198,8 +198,13 @@ def _signature_types(name: str, function: Callable[..., Any], given: dict[str, A
         for argument in inspect.signature(function).parameters.values()
         if argument.kind in (argument.POSITIONAL_ONLY, argument.POSITIONAL_OR_KEYWORD)
     ]
+    keywords = [
+        argument
+        for argument in inspect.signature(function).parameters.values()
+        if argument.kind is argument.KEYWORD_ONLY and argument.default is argument.empty
+    ]
     required = sum(argument.default is argument.empty for argument in arguments)
-    if not arguments or required > 2:
+    if not arguments or required > 2 or keywords:
         msg = f"job {name}: a job takes (ctx) or (ctx, params), not {inspect.signature(function)}"
         raise TypeError(msg)
     hints = _hints(function)

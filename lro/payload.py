@@ -5,11 +5,12 @@ type reads and writes it. What is done about a payload that does not fit is left
 """
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from math import isfinite
 from types import UnionType
-from typing import Annotated, Any, Generic, Protocol, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, JsonValue, PydanticSchemaGenerationError, TypeAdapter
+from pydantic import JsonValue, PydanticInvalidForJsonSchema, PydanticSchemaGenerationError, TypeAdapter
 
 __all__ = ["MAX_DEPTH", "Codec", "PayloadTooLarge", "encode", "parse"]
 
@@ -42,8 +43,7 @@ class Codec(Generic[T]):
         except PydanticSchemaGenerationError as error:
             msg = f"{annotation!r} has no JSON form: use a pydantic model, or dict, list, str, int, float, bool, None"
             raise TypeError(msg) from error
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            _check_round_trip(annotation)
+        _check_round_trip(self._adapter, annotation)
 
     def schema(self) -> dict[str, Any]:  # Any: JSON
         """Return the JSON schema of what may be sent in."""
@@ -73,7 +73,22 @@ class Codec(Generic[T]):
             PayloadTooLarge: The text is longer than the limit.
         """
         self._adapter.validate_python(value, strict=True)
-        return encode(self._adapter.dump_python(value, mode="json", by_alias=True, warnings="error"), self.limit)
+        text = encode(self._adapter.dump_python(value, mode="json", by_alias=True, warnings="error"), self.limit)
+        if "null" in text:  # pydantic writes it for NaN and infinity too, where a field takes anything
+            _check_finite(self._adapter.dump_python(value, by_alias=True))
+        return text
+
+
+def _check_finite(value: object) -> None:
+    if isinstance(value, float) and not isfinite(value):
+        msg = f"{value} is not JSON"
+        raise ValueError(msg)
+    if isinstance(value, dict):
+        for member in cast("dict[object, object]", value).values():
+            _check_finite(member)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for member in cast("list[object]", value):
+            _check_finite(member)
 
 
 def encode(value: object, limit: int) -> str:
@@ -144,8 +159,7 @@ def _check_depth(text: str) -> None:
 def _no_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         msg = f"key {twice!r} stands twice in one object"
         raise ValueError(msg)
     return value
@@ -194,23 +208,39 @@ def _json_type(annotation: Any) -> Any:  # Any: type forms
     return annotation
 
 
-class _Field(Protocol):
-    alias: str | None
-    serialization_alias: str | None
-    validation_alias: Any  # Any: str, AliasPath or AliasChoices
-
-
-def _check_round_trip(model: type[BaseModel]) -> None:
-    for name, info in model.model_fields.items():
-        field = cast("_Field", info)
-        written = field.serialization_alias or name
-        readable = {name, field.alias, field.validation_alias} if isinstance(field.validation_alias, str) else {name}
-        choices: Callable[[], list[Any]] | None = getattr(field.validation_alias, "convert_to_aliases", None)
-        if choices is not None:
-            readable |= {choice[0] for choice in choices() if isinstance(choice, list) and len(choice) == 1}
-        if written not in readable:
-            msg = (
-                f"{model.__name__}.{name} is written as {written!r} but not read under that name: "
-                "use alias=, or the same serialization_alias and validation_alias"
-            )
+def _check_round_trip(adapter: TypeAdapter[Any], annotation: object) -> None:
+    """Refuse a type whose models do not read what they write, or write less than they need."""
+    try:
+        by_alias, by_name, writes, fields = (
+            _objects(adapter.json_schema(mode=mode, by_alias=aliased)) for mode, aliased in _BOTH_WAYS
+        )
+    except PydanticInvalidForJsonSchema as error:
+        msg = f"{annotation!r} has no JSON schema: {error}"
+        raise TypeError(msg) from error
+    for title in by_alias.keys() & writes.keys():
+        known = {*by_alias[title].get("properties", ()), *by_name[title].get("properties", ())}  # both are read
+        strict = by_alias[title].get("additionalProperties") is False
+        unread = {
+            name
+            for name, field in writes[title].get("properties", {}).items()
+            if name not in known and (strict or not field.get("readOnly"))  # a computed field may be ignored
+        }
+        unwritten = set(by_name[title].get("required", ())) - set(fields[title].get("properties", ()))
+        if unread or unwritten:
+            what = ", ".join(sorted(unread)) or ", ".join(sorted(unwritten))
+            how = "written but not read under that name" if unread else "needed but not written, so not read back"
+            msg = f"{title}: {what} is {how}: what is stored must read back, so use alias= for both ways"
             raise TypeError(msg)
+
+
+_BOTH_WAYS: tuple[tuple[Literal["validation", "serialization"], bool], ...] = (
+    ("validation", True),
+    ("validation", False),
+    ("serialization", True),
+    ("serialization", False),
+)
+
+
+def _objects(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:  # Any: JSON
+    """Return the object schemas in a JSON schema, by their names."""
+    return {**schema.get("$defs", {}), str(schema.get("title", "")): schema}

@@ -6,9 +6,10 @@ Decides when to claim, when to renew and whom to tell to stop. What an attempt's
 
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
+from heapq import heappop, heappush
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +30,7 @@ __all__ = ["Worker"]
 log = logging.getLogger(__name__)
 
 POLL_EVERY = 1.0  # seconds between two looks where no hint came
+MAX_DUE = 10_000  # delayed operations whose time is kept in mind; the others are found by looking
 UNWIND_LOG_EVERY = 5.0  # seconds
 
 
@@ -82,7 +84,9 @@ class Worker:
         self._wake_claimer = anyio.Event()
         self._wake_keeper = anyio.Event()
         self._slot_freed = anyio.Event()
-        self._next_due = 0  # the earliest known time at which a delayed operation may be claimed; 0 for none
+        self._due: list[int] = []  # a heap of times at which delayed operations may be claimed, as far as known
+        self._claim_lost = False  # a claim failed that may have been committed: then its records are ours
+        self._claimer_done = anyio.Event()
 
     @property
     def ready(self) -> bool:
@@ -122,7 +126,6 @@ class Worker:
 
     async def _claim(self) -> None:
         """Claim whenever there is a free slot and perhaps something due."""
-        lost = False
         while not self._closing:
             free = self._concurrency - len(self._attempts)
             if free <= 0:
@@ -131,39 +134,50 @@ class Worker:
                 continue
             self._wake_claimer = anyio.Event()
             try:
-                if lost:  # a claim that failed may have been committed: then its records are ours, never started
-                    records = await self._store.held(self.id)
-                    lost = False
-                else:
-                    records = await self._store.claim(self.id, self._jobs, free)
+                records = await (self._find_lost() if self._claim_lost else self._claim_due(free))
             except Unavailable as error:
-                lost = True
                 log.warning("claiming failed: %s", error)
                 await self._pause(POLL_EVERY)
                 continue
             for record in records:
-                if record.name not in self._attempts:
-                    self._start(record)
+                await self._start(record)
             if not records:
                 await self._pause(self._until_due())
+        if self._claim_lost:
+            for record in await self._find_lost():
+                await self._give_back(record)
+        self._claimer_done.set()
+
+    async def _claim_due(self, limit: int) -> Sequence[Record]:
+        self._claim_lost = True  # until we know better
+        records = await self._store.claim(self.id, self._jobs, limit)
+        self._claim_lost = False
+        return records
+
+    async def _find_lost(self) -> Sequence[Record]:
+        """Return what this worker holds and has never started."""
+        known = {(attempt.record.name, attempt.lease.token) for attempt in self._attempts.values()}
+        records = await self._store.held(self.id)  # before the look, nobody but this loop could start one
+        self._claim_lost = False
+        return [record for record in records if (record.name, record.token) not in known]
 
     async def _pause(self, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await self._wake_claimer.wait()
+        if not self._closing:
+            with anyio.move_on_after(seconds):
+                await self._wake_claimer.wait()
 
     def _until_due(self) -> float:
-        if not self._next_due:
-            return POLL_EVERY
-        left = (self._next_due - self._clock.now()) / 1_000_000
-        self._next_due = 0
-        return min(max(left, 0.001), POLL_EVERY)
+        now = self._clock.now()
+        while self._due and self._due[0] <= now:
+            heappop(self._due)
+        return min((self._due[0] - now) / 1_000_000, POLL_EVERY) if self._due else POLL_EVERY
 
-    def _start(self, record: Record) -> None:
+    async def _start(self, record: Record) -> None:
         if self._closing:
-            self._supervisor.spawn(record.name, partial(self._give_back, record))
+            await self._give_back(record)
             return
         attempt = Attempt(self._jobs[record.job], record, self._store, self._clock)
-        self._attempts[record.name] = attempt
+        self._attempts[record.name] = attempt  # in place of one that is over and has just let it go
         self._supervisor.spawn(record.name, partial(self._run, attempt))
 
     async def _give_back(self, record: Record) -> None:
@@ -181,7 +195,7 @@ class Worker:
         try:
             outcome = await attempt.run()
             if outcome != Unwound(StopReason.LEASE_LOST, forced=True):
-                await self._finish(attempt, outcome)
+                await self._finish_undisturbed(attempt, outcome)
         except LeaseLost:
             log.warning("%s: the lease was lost; what this attempt made of it (%s) is dropped", name, outcome)
         except NotFound:
@@ -189,11 +203,22 @@ class Worker:
         except StoreClosed:
             log.error("%s: the store was closed before the end could be written; it is an orphan now", name)
         finally:
-            del self._attempts[name]
+            if self._attempts.get(name) is attempt:
+                del self._attempts[name]
             self._slot_freed.set()
 
+    async def _finish_undisturbed(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Write the outcome, even if the job has left a cancellation of its own behind in this task."""
+        while True:
+            try:
+                await self._finish(attempt, outcome)
+            except anyio.get_cancelled_exc_class():  # this task is shielded: only Task.cancel() comes through
+                log.warning("%s: its task was cancelled by hand while its end was written", attempt.record.name)
+            else:
+                return
+
     async def _finish(self, attempt: Attempt, outcome: Outcome) -> None:
-        name, progress = attempt.record.name, attempt.take_report()
+        name, progress = attempt.record.name, attempt.report()
         finish = partial(lifecycle.finish, lease=attempt.lease, outcome=outcome, progress=progress)
         try:
             await until_saved(partial(self._store.update, name, finish), lambda: False)
@@ -222,9 +247,10 @@ class Worker:
     def _notice_due(self, record: Record) -> None:
         if record.due_at <= self._clock.now():
             self._wake_claimer.set()
-        elif not self._next_due or record.due_at < self._next_due:
-            self._next_due = record.due_at
-            self._wake_claimer.set()
+        elif len(self._due) < MAX_DUE:
+            heappush(self._due, record.due_at)
+            if self._due[0] == record.due_at:
+                self._wake_claimer.set()
 
     def _tell(self, attempt: Attempt, record: Record | None) -> None:
         """Tell an attempt what its record says now; None for a record that is not this worker's any more."""
@@ -267,13 +293,15 @@ class Worker:
     async def _save_reports(self, attempts: list[Attempt]) -> None:
         async with anyio.create_task_group() as group:
             for attempt in attempts:
-                if not attempt.over and (progress := attempt.take_report()) is not None:
-                    group.start_soon(self._save_report, attempt, progress)
+                group.start_soon(self._save_report, attempt)
 
-    async def _save_report(self, attempt: Attempt, progress: str) -> None:
-        save = partial(lifecycle.save_progress, lease=attempt.lease, progress=progress)
+    async def _save_report(self, attempt: Attempt) -> None:
+        def save(progress: str) -> Awaitable[Record]:
+            transition = partial(lifecycle.save_progress, lease=attempt.lease, progress=progress)
+            return self._store.update(attempt.record.name, transition)
+
         try:
-            await self._store.update(attempt.record.name, save)
+            await attempt.save_report(save)
         except LeaseLost:
             self._tell(attempt, None)
         except LROError as error:
@@ -286,6 +314,7 @@ class Worker:
         for attempt in self._attempts.values():
             attempt.stop.shut_down()
         with anyio.move_on_after(self._drain.total_seconds()):
+            await self._claimer_done.wait()
             await self._all_over()
         for attempt in self._attempts.values():
             if not attempt.over:

@@ -360,6 +360,13 @@ def test_a_value_returned_after_the_deadline_is_the_response() -> None:
     assert (done.state, done.response) == (State.SUCCEEDED, "1")
 
 
+@pytest.mark.parametrize("deadline_at", [NOW + SECOND, NOW + 3 * SECOND])
+def test_a_value_returned_after_a_cancel_and_the_deadline_is_the_response(deadline_at: int) -> None:
+    late = running(deadline_at=deadline_at, **CANCEL_ASKED)
+    done = finish(late, at(9), lease=LEASE, outcome=Returned("1"))
+    assert (done.state, done.response, done.cancel_outcome) == (State.SUCCEEDED, "1", CancelOutcome.COMPLETED_ANYWAY)
+
+
 def test_a_holder_whose_lease_expired_may_finish_while_its_token_stands() -> None:
     done = finish(running(), at(600, expired=True), lease=LEASE, outcome=Returned("1"))
     assert done.state is State.SUCCEEDED

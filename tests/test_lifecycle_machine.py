@@ -14,12 +14,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
-    MultipleResults,
     RuleBasedStateMachine,
     initialize,
     invariant,
-    multiple,
     precondition,
     rule,
 )
@@ -284,13 +281,14 @@ OUTCOMES: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(Unwound, st.sampled_from([StopReason.CANCEL, StopReason.DEADLINE, StopReason.SHUTDOWN]), st.booleans()),
 )
 
+WHICH = st.sampled_from([0, 0, 0, 0, 1, 1, 2, 3, 4])
+AGE = st.sampled_from([0, 0, 0, 0, 1, 2])
+EXPIRED = st.sampled_from([False, False, False, True])
+
 Write = Callable[[Record, Facts], Record | None]
 
 
 class Lifecycle(RuleBasedStateMachine):
-    names: Bundle[str] = Bundle("names")
-    leases: Bundle[tuple[str, Lease]] = Bundle("leases")
-
     def __init__(self) -> None:
         super().__init__()
         self.now = NOW
@@ -305,13 +303,12 @@ class Lifecycle(RuleBasedStateMachine):
 
     # what happens
 
-    @initialize(target=names)
-    def begin(self) -> str:
-        return self._start(restartable=True, limit=2, with_request_id=True)
+    @initialize()
+    def begin(self) -> None:
+        self._start(restartable=True, limit=2, with_request_id=True)
 
-    @precondition(lambda self: len(self.records) < 4)
+    @precondition(lambda self: sum(not story.is_done for story in self.stories.values()) < 3)
     @rule(
-        target=names,
         restartable=st.booleans(),
         limit=st.integers(1, 3),
         time_out=st.none() | st.integers(0, 6),
@@ -330,8 +327,8 @@ class Lifecycle(RuleBasedStateMachine):
         cancellable: bool,
         retention: int,
         with_request_id: bool,
-    ) -> str:
-        return self._start(
+    ) -> None:
+        self._start(
             restartable=restartable,
             limit=limit,
             time_out=time_out,
@@ -351,7 +348,7 @@ class Lifecycle(RuleBasedStateMachine):
         cancellable: bool = True,
         retention: int = 40,
         with_request_id: bool,
-    ) -> str:
+    ) -> None:
         self.count += 1
         name = f"operations/{self.count:026}"
         story = self.stories[name] = Story(
@@ -377,32 +374,45 @@ class Lifecycle(RuleBasedStateMachine):
             request_id=name if with_request_id else None,
         )
         self._check(name)
-        return name
 
     @rule(hours=st.sampled_from([1, 1, 2, 5, 30, -1, -1, -3, -30]))
     def time_passes_or_jumps(self, hours: int) -> None:
         self.now += hours * HOUR
 
-    @rule(target=leases, name=names, worker=st.sampled_from(["w1", "w2", "w3"]), expired=st.booleans())
-    def claim(self, name: str, worker: str, expired: bool) -> MultipleResults[tuple[str, Lease]] | tuple[str, Lease]:
-        if name not in self.records:
-            return multiple()
+    @rule(which=WHICH, worker=st.sampled_from(["w1", "w2", "w3"]), expired=EXPIRED)
+    def claim(self, which: int, worker: str, expired: bool) -> None:
+        name = self._pick(which)
         before, cancel_was_due = self.records[name], self.stories[name].cancel_due
         self.stories[name].claim(self.now, expired, worker)
         after = self._write(name, partial(claim, owner=worker, lease_time=HOUR), expired=expired, rows=2)
         assert after is not None
         if after.token == before.token:
-            return multiple()
+            return
         assert not cancel_was_due, "an operation was started whose cancel was due"
         assert after.token == before.token + 1
         assert after.lease is not None
         self.stories[name].given.append(after.lease)
-        return (name, after.lease)
 
-    @rule(name=names, reason=st.sampled_from([None, "first", "second"]), expired=st.booleans())
-    def request_cancel(self, name: str, reason: str | None, expired: bool) -> None:
-        if name not in self.records:
-            return
+    @rule(
+        which=WHICH, events=st.lists(st.sampled_from(["commit", "cancel", "delete", "time"]), max_size=3, unique=True)
+    )
+    def an_attempt_goes_on(self, which: int, events: list[str]) -> None:
+        """Several steps in one, since what is worth seeing comes after them."""
+        self.claim(which=which, worker="w1", expired=False)
+        for event in events:
+            match event:
+                case "commit":
+                    self.pass_commit_point(which=which, age=0, expired=False)
+                case "cancel":
+                    self.request_cancel(which=which, reason=None, expired=False)
+                case "delete":
+                    self.delete(which=which, reject_running=False)
+                case _:
+                    self.time_passes_or_jumps(hours=3)
+
+    @rule(which=WHICH, reason=st.sampled_from([None, "first", "second"]), expired=EXPIRED)
+    def request_cancel(self, which: int, reason: str | None, expired: bool) -> None:
+        name = self._pick(which)
         story = self.stories[name]
         write = partial(request_cancel, reason=reason, requester="ann")
         if story.cancellable:
@@ -411,12 +421,10 @@ class Lifecycle(RuleBasedStateMachine):
         else:
             self._refused(name, write, Unimplemented, expired=expired)
 
-    @rule(held=leases, progress=st.sampled_from(['{"n":1}', '{"n":2}']), expired=st.booleans())
-    def save_progress(self, held: tuple[str, Lease], progress: str, expired: bool) -> None:
-        name, lease = held
-        if name not in self.records:
-            return
-        story = self.stories[name]
+    @rule(which=WHICH, age=AGE, progress=st.sampled_from(['{"n":1}', '{"n":2}']), expired=EXPIRED)
+    def save_progress(self, which: int, age: int, progress: str, expired: bool) -> None:
+        name = self._pick(which)
+        story, lease = self.stories[name], self._lease(name, age)
         write = partial(save_progress, lease=lease, progress=progress)
         if story.is_held_under(lease):
             story.progress, story.untouched = progress, False
@@ -424,12 +432,10 @@ class Lifecycle(RuleBasedStateMachine):
         else:
             self._refused(name, write, LeaseLost, expired=expired)
 
-    @rule(held=leases, expired=st.booleans())
-    def pass_commit_point(self, held: tuple[str, Lease], expired: bool) -> None:
-        name, lease = held
-        if name not in self.records:
-            return
-        story = self.stories[name]
+    @rule(which=WHICH, age=AGE, expired=EXPIRED)
+    def pass_commit_point(self, which: int, age: int, expired: bool) -> None:
+        name = self._pick(which)
+        story, lease = self.stories[name], self._lease(name, age)
         write = partial(pass_commit_point, lease=lease)
         if story.is_held_under(lease):
             story.committed = story.committed or story.cancel_at is None
@@ -439,16 +445,15 @@ class Lifecycle(RuleBasedStateMachine):
             self._refused(name, write, LeaseLost, expired=expired)
 
     @rule(
-        held=leases,
+        which=WHICH,
+        age=AGE,
         outcome=OUTCOMES,
         progress=st.none() | st.just('{"n":3}'),
-        expired=st.booleans(),
+        expired=EXPIRED,
     )
-    def finish(self, held: tuple[str, Lease], outcome: Outcome, progress: str | None, expired: bool) -> None:
-        name, lease = held
-        if name not in self.records:
-            return
-        story = self.stories[name]
+    def finish(self, which: int, age: int, outcome: Outcome, progress: str | None, expired: bool) -> None:
+        name = self._pick(which)
+        story, lease = self.stories[name], self._lease(name, age)
         if isinstance(outcome, Raised) and not story.restartable:
             outcome = outcome._replace(retry_in=None)  # a retry policy makes the job restartable
         write = partial(finish, lease=lease, outcome=outcome, progress=progress)
@@ -465,9 +470,10 @@ class Lifecycle(RuleBasedStateMachine):
         else:
             self._late(name, write, lease, outcome, expired=expired)
 
-    @rule(name=names, expired=st.booleans())
-    def repeat_the_last_finish(self, name: str, expired: bool) -> None:
-        if name not in self.records or (accepted := self.stories[name].accepted) is None:
+    @rule(which=WHICH, expired=EXPIRED)
+    def repeat_the_last_finish(self, which: int, expired: bool) -> None:
+        name = self._pick(which)
+        if (accepted := self.stories[name].accepted) is None:
             return
         lease, outcome = accepted
         write = partial(finish, lease=lease, outcome=outcome, progress='{"n":4}')
@@ -488,12 +494,10 @@ class Lifecycle(RuleBasedStateMachine):
             assert after is before
             assert isinstance(outcome, Returned) == (before.state == "SUCCEEDED"), "acknowledged in vain"
 
-    @rule(held=leases, expired=st.booleans())
-    def give_back(self, held: tuple[str, Lease], expired: bool) -> None:
-        name, lease = held
-        if name not in self.records:
-            return
-        story = self.stories[name]
+    @rule(which=WHICH, age=AGE, expired=EXPIRED)
+    def give_back(self, which: int, age: int, expired: bool) -> None:
+        name = self._pick(which)
+        story, lease = self.stories[name], self._lease(name, age)
         write = partial(give_back, lease=lease)
         if not story.is_held_under(lease):
             self._refused(name, write, LeaseLost, expired=expired)
@@ -501,10 +505,9 @@ class Lifecycle(RuleBasedStateMachine):
             story.give_back(self.now)
             self._write(name, write, expired=expired)
 
-    @rule(name=names, reject_running=st.booleans())
-    def delete(self, name: str, reject_running: bool) -> None:
-        if name not in self.records:
-            return
+    @rule(which=WHICH, reject_running=st.booleans())
+    def delete(self, which: int, reject_running: bool) -> None:
+        name = self._pick(which)
         story = self.stories[name]
         write = partial(delete, reject_running=reject_running)
         if reject_running and not story.deleted and not story.is_done:
@@ -515,16 +518,27 @@ class Lifecycle(RuleBasedStateMachine):
             story.bury()
         self._write(name, write, expired=False)
 
-    @rule(name=names, expired=st.booleans())
-    def sweep(self, name: str, expired: bool) -> None:
-        if name not in self.records:
-            return
+    @rule(which=WHICH, expired=EXPIRED)
+    def sweep(self, which: int, expired: bool) -> None:
+        name = self._pick(which)
         stays = self.stories[name].sweep(self.now, expired)
         after = self._write(name, sweep, expired=expired)
         assert (after is not None) == stays
         if after is None:
             self.database.execute("DELETE FROM operations WHERE name = ?", (name,))
             del self.records[name], self.stories[name]
+            if not self.records:
+                self.begin()
+
+    def _pick(self, which: int) -> str:
+        """Choose an operation, more often one that has not ended, of those the youngest."""
+        names = sorted(self.records, key=lambda name: (not self.stories[name].is_done, name), reverse=True)
+        return names[which % len(names)]
+
+    def _lease(self, name: str, age: int) -> Lease:
+        """Choose a lease of all that were given on this operation: the last one, or one that went before."""
+        given = self.stories[name].given
+        return given[-1 - age] if age < len(given) else Lease("nobody", -1)
 
     # what must hold of every step
 
@@ -606,7 +620,7 @@ def _check_step(before: Record, after: Record) -> None:
 
 TestLifecycle = Lifecycle.TestCase
 TestLifecycle.settings = settings(
-    max_examples=100,
+    max_examples=150,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -60,8 +60,11 @@ class RetryPolicy:
             jitter: A random number from 0 to 1.
         """
         longest = self.max_delay.total_seconds()
-        wait = min(self.initial_delay.total_seconds() * self.multiplier ** min(attempt - 1, 64), longest)
-        return timedelta(seconds=wait * jitter)
+        try:
+            wait = self.initial_delay.total_seconds() * self.multiplier ** (attempt - 1)
+        except OverflowError:
+            wait = longest if self.initial_delay else 0.0
+        return timedelta(seconds=min(wait, longest) * jitter)
 
     def covers(self, error: BaseException) -> bool:
         """Return whether this exception leads to another attempt."""

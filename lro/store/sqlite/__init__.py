@@ -117,7 +117,6 @@ class SQLiteStore:
         try:
             await self._open()
         except BaseException as error:
-            self._state = "closed"
             await self._exits.aclose()
             if isinstance(error, (OSError, sqlite3.Error)):
                 msg = f"{self._path} can't be opened: {error}"

@@ -113,7 +113,7 @@ class Lane:
             try:
                 await self._connection.close()
             except BaseException:
-                _ = self._connection.stop()  # a thread left behind would keep the process from ending
+                self._connection.stop()  # pyright: ignore[reportUnknownMemberType]  # its future says nothing
                 raise
 
 

@@ -1,0 +1,334 @@
+"""No SQL decides about state: every statement of the package, parsed.
+
+State, cancel outcome, token, response and error come from a record that `lifecycle` made, as bound parameters.
+"""
+
+import ast
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+import lro
+from lro.store.sqlite import statements
+
+PACKAGE = Path(lro.__file__).parent
+MIGRATIONS = sorted((PACKAGE.parent / "migrations" / "sqlite").glob("*.sql"))
+GUARDED = {"state", "cancel_outcome", "token", "response", "error"}
+HOLE = "_interpolated_"
+"""What stands in a parsed f-string for a value that is known only when it runs."""
+
+_STATEMENT = (
+    r"\s*(WITH|SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|CREATE|ALTER|DROP|PRAGMA|BEGIN|COMMIT|ROLLBACK|SAVEPOINT"
+    r"|RELEASE|VACUUM|ATTACH|DETACH|ANALYZE|EXPLAIN)\b"
+)
+_KINDS = (
+    exp.Query,
+    exp.DML,
+    exp.Create,
+    exp.Drop,
+    exp.Alter,
+    exp.Pragma,
+    exp.Transaction,
+    exp.Commit,
+    exp.Rollback,
+)
+_WITHOUT_ROWID = re.compile(r"\)\s*(?:STRICT\s*,\s*)?WITHOUT\s+ROWID(?:\s*,\s*STRICT)?", re.IGNORECASE)
+
+
+def parse(sql: str) -> list[exp.Expression]:
+    """Parse statements; what sqlglot does not understand is an error here, not a Command to be overlooked.
+
+    Raises:
+        SqlglotError: A statement is not understood.
+    """
+    level = logging.getLogger("sqlglot").level
+    logging.getLogger("sqlglot").setLevel(logging.ERROR)  # it warns of Commands, which are refused below
+    try:
+        parsed = sqlglot.parse(_WITHOUT_ROWID.sub(")", sql), dialect="sqlite")  # it does not know WITHOUT ROWID
+    finally:
+        logging.getLogger("sqlglot").setLevel(level)
+    found = [statement for statement in parsed if isinstance(statement, exp.Expression)]
+    for statement in found:
+        if not isinstance(statement, _KINDS) and not _is_harmless(statement):
+            raise SqlglotError(f"not understood: {statement.sql(dialect='sqlite')[:80]}")
+    return found
+
+
+def _is_harmless(statement: exp.Expression) -> bool:
+    """Return whether this Command is one that writes no row: a savepoint, say."""
+    return isinstance(statement, exp.Command) and str(statement.this).upper() in ("SAVEPOINT", "RELEASE", "VACUUM")
+
+
+def is_bound(value: exp.Expression | None) -> bool:
+    return isinstance(value, exp.Placeholder | exp.Parameter)
+
+
+def faults(sql: str) -> list[str]:
+    """Return what these statements do to guarded columns that only `lifecycle` may do."""
+    try:
+        parsed = parse(sql)
+    except SqlglotError as error:
+        return [f"can't be checked: {error}"]
+    return [fault for statement in parsed for fault in _faults(statement)]
+
+
+def _faults(statement: exp.Expression) -> Iterator[str]:
+    for node in statement.walk():
+        match node:
+            case exp.Update():
+                yield from _assigned(node.expressions)
+            case exp.OnConflict():
+                yield from _assigned(node.expressions)
+            case exp.Insert():
+                yield from _inserted(node)
+            case exp.Merge():
+                yield "MERGE is not used here"
+            case exp.ColumnDef():
+                yield from _defined(node)
+
+
+def _assigned(assignments: Iterable[exp.Expression]) -> Iterator[str]:
+    for assignment in assignments:
+        if not isinstance(assignment, exp.EQ):
+            yield f"an assignment that can't be checked: {assignment}"
+            continue
+        left, right = assignment.this, assignment.expression
+        lefts = left.expressions if isinstance(left, exp.Tuple) else [left]
+        rights = right.expressions if isinstance(right, exp.Tuple) else [right] * len(lefts)
+        for column, value in zip(lefts, rights, strict=True):
+            if column.name.lower() in GUARDED and not is_bound(value):
+                yield f"{column.name} = {value}"
+
+
+def _inserted(insert: exp.Insert) -> Iterator[str]:
+    target, source = insert.this, insert.expression
+    table = target.find(exp.Table)
+    if not isinstance(target, exp.Schema):
+        if table is None or table.name.lower() == "operations":
+            yield "INSERT INTO operations without its columns"
+        return
+    columns = [column.name.lower() for column in target.expressions]
+    if not GUARDED & set(columns):
+        return
+    if not isinstance(source, exp.Values):
+        yield f"INSERT of {GUARDED & set(columns)} from a query"
+        return
+    for row in source.expressions:
+        for column, value in zip(columns, row.expressions, strict=True):
+            if column in GUARDED and not is_bound(value):
+                yield f"{column} = {value}"
+
+
+def _defined(column: exp.ColumnDef) -> Iterator[str]:
+    for constraint in column.find_all(exp.ColumnConstraint):
+        fills_in = exp.DefaultColumnConstraint | exp.ComputedColumnConstraint | exp.GeneratedAsIdentityColumnConstraint
+        if column.name.lower() in GUARDED and isinstance(constraint.kind, fills_in):
+            yield f"{column.name} {constraint}"
+
+
+def faults_elsewhere(text: str) -> list[str]:
+    """Return what a text outside the room of statements does to operations: any write is a fault."""
+    if not re.match(_STATEMENT, text, re.IGNORECASE):
+        return []
+    try:
+        parsed = parse(text)
+    except SqlglotError as error:
+        is_meant = re.match(_STATEMENT, text) and ("operations" in text.lower() or HOLE in text)
+        return [f"can't be checked: {error}"] if is_meant else []
+    return [f"writes to {table}" for table in _written(parsed) if table == "operations" or HOLE in table]
+
+
+def _written(parsed: Iterable[exp.Expression]) -> Iterator[str]:
+    """Return the tables that these statements write to."""
+    for statement in parsed:
+        for write in statement.find_all(exp.Update, exp.Insert, exp.Delete, exp.Merge, exp.Drop, exp.Alter):
+            targets = write.args["tables"] if isinstance(write, exp.Drop) else [write.this]
+            yield from (table.name.lower() for target in targets if (table := target.find(exp.Table)) is not None)
+
+
+def literals(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Return every text of a module that is no docstring, and the text of every f-string and every sum of texts."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    seen = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):  # breadth first: a whole comes before its parts
+        if id(node) not in seen and isinstance(node, ast.expr) and (text := _text(node)) is not None:
+            seen.update(id(part) for part in ast.walk(node))
+            yield node.lineno, text
+
+
+def _text(node: ast.AST) -> str | None:
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(_text(part) or HOLE for part in parts)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            sides = (_text(left), _text(right))
+            return None if sides == (None, None) else "".join(side or HOLE for side in sides)
+    return None
+
+
+STATEMENTS = {
+    name: value
+    for name, value in vars(statements).items()
+    if isinstance(value, str) and not name.startswith("_") and re.match(_STATEMENT, value)
+}
+
+GOOD = [
+    "UPDATE operations SET state = ?, token = ?, error = :error WHERE name = ?",
+    "UPDATE operations SET (state, error) = (?, ?) WHERE name = ?",
+    "UPDATE operations SET params = NULL WHERE state = 'SUCCEEDED'",
+    "UPDATE workers SET beat = beat + 1 WHERE id = ?",
+    "INSERT INTO operations (name, state, response) VALUES (?, ?, ?)",
+    "INSERT INTO operations (name, state) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET state = ?",
+    "SELECT CASE WHEN state = 'PENDING' THEN 1 END FROM operations",
+    "CREATE TABLE operations (state TEXT NOT NULL CHECK (state <> ''), priority INTEGER DEFAULT 0)",
+    "DELETE FROM operations WHERE state = 'FAILED'",
+]
+
+BAD = [
+    "UPDATE operations SET state = 'FAILED' WHERE name = ?",
+    "update operations set STATE = 'FAILED' where name = ?",
+    "UPDATE operations SET \"state\" = ? || '' WHERE name = ?",
+    "UPDATE operations SET state = CASE WHEN state = 'PENDING' THEN 'CANCELLED' ELSE state END WHERE name = ?",
+    "UPDATE operations SET cancel_outcome = NULL WHERE name = ?",
+    "UPDATE operations SET version = ?, token = token + 1 WHERE name = ?",
+    "UPDATE operations SET token = coalesce(?, 1) WHERE name = ?",
+    "UPDATE operations SET response = json_object('a', ?) WHERE name = ?",
+    "UPDATE operations SET error = (SELECT error FROM other)",
+    "UPDATE operations SET error = CAST(? AS TEXT)",
+    "UPDATE operations SET state = other.state FROM other",
+    "UPDATE operations SET (name, state) = (?, 'FAILED')",
+    "UPDATE operations SET (name, state) = (SELECT a, b FROM other)",
+    "WITH due AS (SELECT name FROM operations) UPDATE operations SET state = 'RUNNING'",
+    "INSERT INTO operations (name, state) VALUES (?, 'PENDING')",
+    "INSERT INTO operations (name, token) VALUES (?, 0)",
+    "INSERT INTO operations (name, state) VALUES (?, ?), (?, 'PENDING')",
+    "INSERT INTO operations (name, state) SELECT name, 'PENDING' FROM other",
+    "INSERT INTO operations VALUES (?, ?)",
+    "INSERT INTO operations DEFAULT VALUES",
+    "INSERT INTO operations (name, state) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET state = 'PENDING'",
+    "INSERT INTO operations (name, state) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET state = excluded.state",
+    "INSERT OR REPLACE INTO operations (name, error) VALUES (?, lower(?))",
+    "REPLACE INTO operations (name, state) VALUES (?, 'PENDING')",
+    "CREATE TRIGGER sly AFTER UPDATE ON operations BEGIN UPDATE operations SET state = 'FAILED'; END",
+    "CREATE TABLE operations (state TEXT NOT NULL DEFAULT 'PENDING')",
+    "CREATE TABLE operations (token INTEGER NOT NULL DEFAULT 0) STRICT",
+    "CREATE TABLE operations (error TEXT GENERATED ALWAYS AS ('x')) STRICT",
+    "CREATE TABLE a (b TEXT) STRICT, WITHOUT ROWID; ALTER TABLE operations ADD COLUMN token INTEGER DEFAULT 0",
+    "UPDATE operations SET state = ",
+    "this is no SQL",
+]
+
+BAD_ELSEWHERE = [
+    'run("UPDATE operations SET priority = ? WHERE name = ?")',
+    'run("update Operations set priority = 1")',
+    'run(f"UPDATE {table} SET priority = ? WHERE name = ?")',
+    'run(f"UPDATE operations SET {column} = ?")',
+    'run("UPDATE " + table + " SET priority = ?")',
+    'run("DELETE FROM operations" + condition)',
+    'run("DELETE FROM operations")',
+    'run("INSERT INTO operations (name) VALUES (?)")',
+    'run("REPLACE INTO operations (name) VALUES (?)")',
+    'run("DROP TABLE operations")',
+    'run("PRAGMA optimize; UPDATE operations SET priority = 1")',
+    'run("UPDATE operations SET nonsense")',
+    'run("ALTER TABLE operations ADD COLUMN x TEXT")',
+    'run("CREATE TRIGGER t AFTER UPDATE ON workers BEGIN DELETE FROM operations; END")',
+    'run("WITH x AS (SELECT 1) DELETE FROM operations")',
+    'def f():\n    "A docstring."\n    run("""\n        UPDATE operations\n        SET priority = 1""")',
+]
+
+GOOD_ELSEWHERE = [
+    'run("SELECT name FROM operations")',
+    'run("UPDATE workers SET beat = ? WHERE id = ?")',
+    'run(f"PRAGMA synchronous = {durability}")',
+    'run("SAVEPOINT within")',
+    "run(f\"INSERT INTO notes VALUES ('{text}')\")",
+    'run("DELETE FROM workers WHERE id NOT IN (SELECT lease_owner FROM operations)")',
+    'def f():\n    """UPDATE operations SET state = 1: what this function does not do."""',
+    'methods = {"GET": get, "DELETE": delete}',
+    'log.info("delete from the list of operations")\nlog.info("Update the record")',
+]
+
+
+@pytest.mark.parametrize("sql", GOOD)
+def test_the_checker_lets_bound_parameters_pass(sql: str) -> None:
+    assert faults(sql) == []
+
+
+@pytest.mark.parametrize("sql", BAD)
+def test_the_checker_rejects_what_decides_about_state(sql: str) -> None:
+    assert faults(sql) != []
+
+
+@pytest.mark.parametrize("column", sorted(GUARDED))
+def test_the_checker_guards_every_column_that_only_lifecycle_fills(column: str) -> None:
+    assert faults(f"UPDATE operations SET {column} = ?") == []
+    assert faults(f"UPDATE operations SET {column} = 1") == [f"{column} = 1"]
+    assert faults(f"INSERT INTO operations ({column}) VALUES (NULL)") == [f"{column} = NULL"]
+
+
+def faults_in(module: str) -> list[str]:
+    return [
+        f"line {line}: {fault}: {text}"
+        for line, text in literals(ast.parse(module))
+        for fault in faults_elsewhere(text)
+    ]
+
+
+@pytest.mark.parametrize("module", BAD_ELSEWHERE)
+def test_the_checker_finds_writes_to_operations_in_any_module(module: str) -> None:
+    assert faults_in(module) != []
+
+
+@pytest.mark.parametrize("module", GOOD_ELSEWHERE)
+def test_the_checker_lets_other_texts_of_a_module_pass(module: str) -> None:
+    assert faults_in(module) == []
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_statement_of_the_store_decides_nothing_about_state(name: str) -> None:
+    assert faults(STATEMENTS[name]) == []
+
+
+def test_every_text_of_the_room_of_statements_is_a_statement_or_a_list_of_columns() -> None:
+    texts = {name: value for name, value in vars(statements).items() if isinstance(value, str) and name.isupper()}
+    fragments = {name for name, value in texts.items() if name not in STATEMENTS}
+    assert all(re.fullmatch(r"[a-z_?]+(, [a-z_?]+)*", texts[name]) for name in fragments)
+    assert {"INSERT", "UPDATE", "DELETE", "FIND_DUE"} <= STATEMENTS.keys()
+
+
+def test_the_guarded_columns_are_columns() -> None:
+    parsed = parse(STATEMENTS["UPDATE"])
+    assigned = {column.name for statement in parsed for column in statement.find_all(exp.Column)}
+    assert assigned >= GUARDED
+
+
+@pytest.mark.parametrize("path", MIGRATIONS, ids=lambda path: path.name)
+def test_a_migration_leaves_state_to_lifecycle(path: Path) -> None:
+    assert faults(path.read_text()) == []
+
+
+def test_the_migrations_are_found_and_define_the_guarded_columns() -> None:
+    assert MIGRATIONS
+    parsed = [statement for path in MIGRATIONS for statement in parse(path.read_text())]
+    assert {column.name for statement in parsed for column in statement.find_all(exp.ColumnDef)} >= GUARDED
+
+
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != Path(statements.__file__)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_other_module_writes_to_operations(path: Path) -> None:
+    assert faults_in(path.read_text()) == []
