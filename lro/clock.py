@@ -11,6 +11,9 @@ from typing import Protocol
 
 __all__ = ["Clock", "SystemClock", "format_duration", "format_time", "micros", "moment", "parse_duration"]
 
+LAST_TIME = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, in microseconds
+LONGEST = 315_576_000_000 * 1_000_000  # 10,000 years in microseconds: google.protobuf.Duration holds no more
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -40,13 +43,13 @@ class SystemClock:
 
 
 def micros(value: datetime | timedelta) -> int:
-    """Return a point in time as microseconds since 1970, or a duration in microseconds.
+    """Return a point in time as microseconds since 1970, or a duration in microseconds, 10,000 years at most.
 
     Raises:
         ValueError: The datetime is naive.
     """
     if isinstance(value, timedelta):
-        return value // _MICROSECOND
+        return min(value // _MICROSECOND, LONGEST)
     if value.tzinfo is None:
         msg = f"{value!r} names no time zone: use an aware datetime, as datetime.now(UTC) returns"
         raise ValueError(msg)
@@ -59,8 +62,11 @@ def moment(value: int) -> datetime:
 
 
 def format_time(value: int) -> str:
-    """Write microseconds since 1970 as protobuf's JSON does: `2026-11-22T20:15:00.250Z`, 0, 3 or 6 digits."""
-    second, rest = divmod(value, 1_000_000)
+    """Write microseconds since 1970 as protobuf's JSON does: `2026-11-22T20:15:00.250Z`, 0, 3 or 6 digits.
+
+    What comes after the year 9999 is written as its end, the last time that a Timestamp can say.
+    """
+    second, rest = divmod(min(value, LAST_TIME), 1_000_000)
     text = _format_second(second)
     return f"{text}Z" if not rest else f"{text}.{f'{rest:06}'.removesuffix('000')}Z"
 
@@ -87,11 +93,8 @@ def parse_duration(text: str) -> timedelta:
         ValueError: It is written otherwise, or longer than 10,000 years.
     """
     found = _DURATION.fullmatch(text)
-    if found is None or int(found[2]) > 315_576_000_000:
+    if found is None or int(found[2]) * 1_000_000 > LONGEST:
         msg = f"{text!r} is no duration: write seconds with a final s, as in 8s or 1.500s"
         raise ValueError(msg)
-    try:
-        value = timedelta(seconds=int(found[2]), microseconds=int((found[3] or "0").ljust(9, "0")) // 1000)
-    except OverflowError:  # pragma: no cover -- timedelta holds 2.7 million years; the limit above comes first
-        value = timedelta.max
+    value = timedelta(seconds=int(found[2]), microseconds=int((found[3] or "0").ljust(9, "0")) // 1000)
     return -value if found[1] else value

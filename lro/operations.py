@@ -273,8 +273,11 @@ class Operations:
 
     async def get_record(self, name: str, *, scope: Scope = ANYTHING) -> Record:
         """Return the record behind `get`; for routes that write it out themselves."""
+        return await self._find(name, "get", scope)
+
+    async def _find(self, name: str, verb: str, scope: Scope) -> Record:
         record = await self.store.get(name) if parse_name(name) is not None else None
-        return _seen(record, name, "get", scope)
+        return _seen(record, name, verb, scope)
 
     async def list(
         self,
@@ -310,7 +313,7 @@ class Operations:
         if page_token:
             try:
                 created_at, name = sealer.loads(page_token, max_age=int(PAGE_TOKEN_AGE.total_seconds()))
-            except BadData as error:
+            except (BadData, ValueError) as error:
                 what = "is not a token of this listing, or has expired: begin again without one"
                 raise invalid("pageToken", what, reason="INVALID_PAGE_TOKEN") from error
             after = (created_at, name)
@@ -370,7 +373,7 @@ class Operations:
             seconds = min(seconds, timeout.total_seconds())
         if len(self._waits) >= self._max_waits:
             seconds = 0  # the proto allows to return early, even at once
-        return Operation.of(await self._wait(name, seconds, scope), self.domain)
+        return Operation.of(await self._wait(name, seconds, "wait", scope), self.domain)
 
     async def result(
         self,
@@ -394,12 +397,13 @@ class Operations:
             NotFound: There is none of this name.
         """
         with anyio.fail_after(None if timeout is None else timeout.total_seconds()):
-            record = await self._wait(name, float("inf"), ANYTHING)
+            job_name = (await self.get_record(name)).job
+            if job_name != job.name:
+                msg = f"{name} is an operation of job {job_name}, not of {job.name}"
+                raise InvalidArgument(msg, reason="WRONG_JOB", name=name, job=job_name)
+            record = await self._wait(name, float("inf"), "get", ANYTHING)
         if not record.state.is_terminal:
             raise Unavailable(f"{name} has not ended, and this service shuts down", reason="SHUTTING_DOWN", name=name)
-        if record.job != job.name:
-            msg = f"{name} is an operation of job {record.job}, not of {job.name}"
-            raise InvalidArgument(msg, reason="WRONG_JOB", name=name, job=record.job)
         operation = Operation.of(record, self.domain)
         if operation.error is not None:
             cancelled = operation.error.code is Code.CANCELLED
@@ -412,21 +416,21 @@ class Operations:
         for scope in tuple(self._waits):
             scope.cancel()
 
-    async def _wait(self, name: str, seconds: float, scope: Scope) -> Record:
+    async def _wait(self, name: str, seconds: float, verb: str, scope: Scope) -> Record:
         """Return the record once it is terminal, or as it is after so many seconds or at a shutdown."""
-        record = await self.get_record(name, scope=scope)
+        record = await self._find(name, verb, scope)
         if record.state.is_terminal or seconds <= 0 or self._shutting_down:
             return record
         with self.store.watch(name) as watch, anyio.move_on_after(seconds) as waiting:
             self._waits.add(waiting)
             try:
-                record = await self.get_record(name, scope=scope)  # it may have ended before the watch began
+                record = await self._find(name, verb, scope)  # it may have ended before the watch began
                 while not record.state.is_terminal:
                     told = await watch.changed(LOOK_AGAIN)
                     if told is None:
-                        record = await self.get_record(name, scope=scope)
+                        record = await self._find(name, verb, scope)
                     else:
-                        record = _seen(told, name, "get", scope)
+                        record = _seen(told, name, verb, scope)
             finally:
                 self._waits.discard(waiting)
         return record

@@ -106,7 +106,7 @@ async def raises_in_a_task_group(ctx: Context) -> None:
 
 async def raises_after_a_checkpoint(ctx: Context) -> None:
     await ctx.checkpoint()
-    await anyio.sleep(0)
+    await anyio.sleep(0.001)
     raise KeyboardInterrupt(SECRET)
 
 
@@ -171,9 +171,9 @@ async def test_the_log_has_an_unexpected_exception_under_the_id_that_the_client_
 
 
 def nested_group(depth: int) -> ExceptionGroup[Exception]:
-    group = ExceptionGroup("level", [ValueError(SECRET)])
+    group = ExceptionGroup[Exception]("level", [ValueError(SECRET)])
     for _ in range(depth):
-        group = ExceptionGroup("level", [group])
+        group = ExceptionGroup("level", [group, ValueError(SECRET)])
     return group
 
 
@@ -200,6 +200,7 @@ STRANGE: dict[str, Callable[[], BaseException]] = {
     "message that is no text": lambda: message(5),
     "message with a lone surrogate": lambda: message(f"{SECRET}\ud800"),
     "status that raises": lambda: BadStatus(Code.DATA_LOSS, SECRET),
+    "group nested 500 times": lambda: nested_group(500),
     "group nested 3,000 times": lambda: nested_group(3000),
 }
 
@@ -207,7 +208,8 @@ STRANGE: dict[str, Callable[[], BaseException]] = {
 @pytest.mark.parametrize("what", STRANGE)
 async def test_an_error_that_cannot_be_told_is_an_internal_one(store: Store, what: str) -> None:
     async def bad(ctx: Context) -> None:
-        raise STRANGE[what]()
+        error = STRANGE[what]()
+        raise error
 
     operation = await end_beside_another(store, job("tests.bad")(bad))
 
@@ -269,7 +271,7 @@ RETURNS: dict[str, tuple[Any, Callable[[], Any]]] = {  # Any: the declared type,
     "nested NaN": (Any, lambda: {"a": [math.nan]}),
     "NaN in a model": (Progress, lambda: Progress.model_construct(pages_done=math.nan)),
     "cycle": (Any, cycle),
-    "bytes": (Any, lambda: SECRET.encode()),
+    "bytes": (Any, SECRET.encode),
     "text for a number": (int, lambda: SECRET),
     "dict for a model": (Progress, lambda: {"pages_done": 1}),
     "model for nothing": (type(None), Progress),

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from datetime import timedelta
+from itertools import pairwise
 
 import anyio
 import pytest
@@ -38,7 +39,7 @@ async def test_a_loop_of_bare_checkpoints_lets_others_run_every_ten_milliseconds
     async with Worker(store, [spin]):
         assert (await ended(operations, (await operations.start(spin)).name)).state is State.SUCCEEDED
 
-    gaps = sorted(later - earlier for earlier, later in zip(turns, turns[1:], strict=False))
+    gaps = sorted(later - earlier for earlier, later in pairwise(turns))
     assert len(turns) >= 10
     assert gaps[len(gaps) // 2] < 0.03
 
@@ -161,6 +162,89 @@ async def test_a_report_that_could_not_be_written_is_not_forgotten(store: Store)
         done = await ended(operations, (await operations.start(report)).name)
 
     assert done.metadata.get("progress") == {"pages_done": 7}
+
+
+class HoldingSaves(Relay):
+    """Answers the first save of progress only when the job has reported again."""
+
+    def __init__(self, store: Store, story: Story) -> None:
+        super().__init__(store)
+        self.story = story
+
+    async def update(self, name: str, transition: Transition, within: Within | None = None) -> Record:
+        record = await super().update(name, transition, within)
+        if is_call_of(transition, lifecycle.save_progress) and "saved" not in self.story.told:
+            self.story.tell("saved")
+            await self.story.heard("reported again")
+            self.story.tell("answered")
+        return record
+
+
+async def test_what_is_reported_while_a_report_is_written_is_written_too(store: Store) -> None:
+    story = Story()
+
+    @job("tests.report")
+    async def report(ctx: Context[Progress]) -> None:
+        progress = Progress(pages_done=1)
+        ctx.report(progress)
+        await story.heard("saved")
+        progress.pages_done = 2  # the same object, as a loop that counts up would have it
+        ctx.report(progress)
+        story.tell("reported again")
+        await story.heard("answered")
+        await anyio.lowlevel.checkpoint()
+
+    operations = Operations(store)
+    async with Worker(HoldingSaves(store, story), [report], lease=timedelta(milliseconds=90)):
+        done = await ended(operations, (await operations.start(report)).name)
+
+    assert done.metadata["progress"] == {"pages_done": 2}
+
+
+async def test_a_report_that_has_no_json_form_is_logged_once_and_forgotten(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    @job("tests.report")
+    async def report(ctx: Context[Progress]) -> None:
+        ctx.report(Progress.model_construct(pages_done="many"))
+        await until(lambda: "the reported progress can't be saved" in caplog.text)
+        await anyio.sleep(0.05)
+
+    operations = Operations(store)
+    async with Worker(store, [report], lease=timedelta(milliseconds=30)):
+        done = await ended(operations, (await operations.start(report)).name)
+
+    assert "progress" not in done.metadata
+    assert caplog.text.count("the reported progress can't be saved") == 1
+
+
+async def test_a_reason_that_was_delivered_stands(store: Store) -> None:
+    story = Story()
+    seen: list[StopReason | None] = []
+
+    @job("tests.both")
+    async def both(ctx: Context) -> None:
+        story.tell("runs")
+        try:
+            await ctx.sleep(3600)
+        finally:
+            with ctx.cleanup(seconds=3):
+                story.tell("unwinds")
+                await story.heard("taken over")
+            seen.append(ctx.stop_reason)
+
+    operations = Operations(store)
+    async with Worker(store, [both]) as worker:
+        name = (await operations.start(both)).name
+        await story.heard("runs")
+        await operations.cancel(name)
+        await story.heard("unwinds")
+        await store.update(name, taken_over)
+        story.tell("taken over")
+        await until(lambda: worker.running == ())
+
+    assert seen == [StopReason.CANCEL]
+    assert (await stored(store, name)).lease_owner == "another"
 
 
 async def test_the_next_attempt_resumes_from_what_the_last_one_saved(store: Store) -> None:

@@ -894,6 +894,10 @@ def test_the_wait_is_never_negative_or_longer_than_its_maximum(
     assert policy.delay(attempt + 1, 1.0) >= policy.delay(attempt, 1.0)
 
 
+def test_a_wait_too_large_for_a_number_is_the_longest_one() -> None:
+    assert RetryPolicy(multiplier=1e6).delay(1000, 1.0) == timedelta(seconds=60)
+
+
 def test_every_exception_is_retried_by_default_and_nothing_beyond() -> None:
     policy = RetryPolicy()
     assert policy.covers(ValueError())

@@ -417,7 +417,7 @@ class Lifecycle(RuleBasedStateMachine):
         write = partial(request_cancel, reason=reason, requester="ann")
         if story.cancellable:
             story.cancel(self.now, expired)
-            self._write(name, write, expired=expired, rows=2)
+            self._write(name, write, expired=expired)
         else:
             self._refused(name, write, Unimplemented, expired=expired)
 

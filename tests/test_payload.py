@@ -1,5 +1,6 @@
 """Payloads: what counts as JSON when it comes from outside, and what a declared type writes."""
 
+import contextlib
 import math
 import time
 from typing import Annotated, Any, Optional, Union
@@ -198,7 +199,7 @@ class Aliased(BaseModel):
 
 def test_a_model_is_written_under_its_aliases_and_read_back() -> None:
     codec = Codec[Aliased](Aliased, limit=LIMIT)
-    value = Aliased(pageCount=3, bothWays="x", plain_name=[1])
+    value = Aliased.model_validate({"pageCount": 3, "bothWays": "x", "plain_name": [1]})
 
     text = codec.dump(value)
 
@@ -210,14 +211,15 @@ def test_a_model_is_written_under_its_aliases_and_read_back() -> None:
     assert set(codec.schema()["properties"]) == {"pageCount", "bothWays", "plain_name"}
 
 
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 JSON = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**63), 2**64 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"])),
+    | TEXT,
     lambda inner: (
-        st.lists(inner, max_size=5) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)
+        st.lists(inner, max_size=5) | st.dictionaries(TEXT, inner, max_size=5)
     ),
     max_leaves=20,
 )
@@ -234,7 +236,7 @@ def test_any_json_value_comes_back_equal(value: Any) -> None:  # Any: JSON
     assert encode(value, LIMIT) == text
 
 
-@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON))
+@given(st.dictionaries(TEXT, JSON, max_size=5))
 def test_any_json_object_comes_back_equal_from_a_model(value: dict[str, Any]) -> None:  # Any: JSON
     codec = Codec[Loop](Loop, limit=LIMIT)
 
@@ -243,7 +245,5 @@ def test_any_json_object_comes_back_equal_from_a_model(value: dict[str, Any]) ->
 
 @given(st.binary() | st.text().map(lambda text: text.encode(errors="surrogatepass")))
 def test_no_bytes_make_it_fail_otherwise_than_by_refusing(body: bytes) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         parse(body)
-    except ValueError:
-        pass

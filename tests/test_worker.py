@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from lro import Code, Context, Job, Operations, RetryPolicy, State, StopReason, Worker, job, lifecycle
-from lro.errors import LeaseLost, Unavailable
+from lro.errors import InvalidArgument, LeaseLost, LROError, NotFound, StoreClosed, Unavailable
 from lro.lifecycle import Record, Transition
 from lro.store import Store, open_store
 from lro.store.base import Within
@@ -190,11 +190,12 @@ class HoldingUp(Relay):
         return records
 
 
-async def test_what_is_claimed_while_the_worker_goes_down_is_given_back(store: Store) -> None:
+@pytest.mark.parametrize("drain", [timedelta(seconds=20), timedelta(0)], ids=str)
+async def test_what_is_claimed_while_the_worker_goes_down_is_given_back(store: Store, drain: timedelta) -> None:
     story = Story()
     operations = Operations(store)
     name = (await operations.start(sleeper(story))).name
-    worker = Worker(HoldingUp(store, story), [sleeper(story)])
+    worker = Worker(HoldingUp(store, story), [sleeper(story)], drain=drain)
 
     async def let_go() -> None:
         await until(lambda: not worker.ready)
@@ -259,6 +260,49 @@ async def test_a_claim_whose_outcome_is_unknown_at_shutdown_is_given_back(store:
     record = await stored(store, name)
     assert (record.state, record.attempt) == (State.PENDING, 0)
     assert story.told == []
+
+
+class RefusingOnce(Relay):
+    """Refuses one kind of write once, with an error of the test's choice."""
+
+    def __init__(self, store: Store, rule: Any, error: LROError, *, times: int = 1) -> None:  # Any: of lifecycle
+        super().__init__(store)
+        self.rule = rule
+        self.error = error
+        self.times = times
+
+    async def update(self, name: str, transition: Transition, within: Within | None = None) -> Record:
+        if self.times and is_call_of(transition, self.rule):
+            self.times -= 1
+            raise self.error
+        return await super().update(name, transition, within)
+
+
+class HoldingAndRefusing(RefusingOnce, HoldingUp):
+    """Both."""
+
+    def __init__(self, store: Store, story: Story) -> None:
+        super().__init__(store, lifecycle.give_back, Unavailable())
+        self.story = story
+
+
+async def test_what_could_not_be_given_back_is_tried_again(store: Store) -> None:
+    story = Story()
+    operations = Operations(store)
+    name = (await operations.start(sleeper(story))).name
+    worker = Worker(HoldingAndRefusing(store, story), [sleeper(story)])
+
+    async def let_go() -> None:
+        await until(lambda: not worker.ready)
+        story.tell("let go")
+
+    async with worker:
+        await story.heard("claimed")
+        task = asyncio.create_task(let_go())
+    await task
+
+    record = await stored(store, name)
+    assert (record.state, record.attempt) == (State.PENDING, 0)
 
 
 class SlowHeld(ForgettingClaims):
@@ -329,11 +373,12 @@ async def test_a_worker_survives_whatever_the_store_raises(store: Store, caplog:
     operations, breaking = Operations(store), Breaking(store)
     async with Worker(breaking, [fine]) as worker:
         await until(lambda: breaking.broke > 0)
-        assert not worker.ready
+        restarting = not worker.ready
         assert await result(operations, fine, (await operations.start(fine)).name) == "fine"
         assert worker.ready
     assert not worker.ready
 
+    assert restarting
     assert breaking.broke == 3
     assert "claimer failed; it starts again in" in caplog.text
 
@@ -345,7 +390,7 @@ async def test_two_jobs_of_one_name_are_refused(store: Store) -> None:
     story = Story()
     one, other = sleeper(story), sleeper(story)
 
-    with pytest.raises(ValueError, match="two jobs are named tests.sleep"):
+    with pytest.raises(ValueError, match="two jobs are named tests"):
         Worker(store, [one, other])
     Worker(store, [one, one])
 
@@ -521,8 +566,10 @@ async def test_the_late_write_of_a_lost_lease_is_refused(store: Store, caplog: p
     record = await stored(store, name)
     assert (record.state, record.lease_owner, record.response) == (State.RUNNING, "another", None)
     assert refused == [
-        f"{name} is RUNNING under token 2, not RUNNING under 1: another worker has it now, or it has ended; "
-        "nothing was written"
+        (
+            f"{name} is RUNNING under token 2, not RUNNING under 1: another worker has it now, or it has ended; "
+            "nothing was written"
+        )
     ]
     assert f"{name}: the lease was lost; what this attempt made of it" in caplog.text
 
@@ -612,6 +659,58 @@ async def test_a_terminal_write_whose_outcome_is_unknown_is_repeated(store: Stor
     assert (await operations.get(name)).etag == done.etag
 
 
+async def test_an_outcome_that_the_store_refuses_fails_the_operation(store: Store) -> None:
+    story = Story()
+    operations = Operations(store)
+    refusing = RefusingOnce(store, lifecycle.finish, InvalidArgument("of no use"))
+    async with Worker(refusing, [sticker(story)]):
+        name = (await operations.start(sticker(story))).name
+        story.tell("go on")
+        done = await ended(operations, name)
+
+    assert done.error is not None
+    assert (done.error.code, done.error.reason) == (Code.INTERNAL, "RESULT_NOT_STORABLE")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(NotFound(), "is gone from the store"), (StoreClosed(), "the store was closed before the end could be written")],
+    ids=["NotFound", "StoreClosed"],
+)
+async def test_an_end_that_can_no_longer_be_written_is_logged_and_frees_the_slot(
+    store: Store, caplog: pytest.LogCaptureFixture, error: LROError, words: str
+) -> None:
+    story = Story()
+    operations = Operations(store)
+    async with Worker(RefusingOnce(store, lifecycle.finish, error), [sticker(story)]) as worker:
+        name = (await operations.start(sticker(story))).name
+        story.tell("go on")
+        await story.heard("runs")
+        await until(lambda: worker.running == ())
+        assert worker.ready
+
+    assert words in caplog.text
+    assert name in caplog.text
+
+
+async def test_a_report_whose_lease_is_lost_stops_the_attempt(store: Store) -> None:
+    story = Story()
+
+    @job("tests.report")
+    async def report(ctx: Context[Progress]) -> None:
+        ctx.report(Progress(pages_done=1))
+        try:
+            await anyio.sleep_forever()
+        finally:
+            story.tell(f"stopped: {ctx.stop_reason}")
+
+    operations = Operations(store)
+    async with Worker(RefusingOnce(store, lifecycle.save_progress, LeaseLost()), [report], lease=SHORT) as worker:
+        await operations.start(report)
+        await story.heard("stopped: LEASE_LOST")
+        await until(lambda: worker.running == ())
+
+
 # -- going down
 
 
@@ -650,12 +749,11 @@ async def test_another_job_may_finish_within_the_drain_time(store: Store) -> Non
         await until(lambda: not worker.ready)
         story.tell("go on")
 
-    async with anyio.create_task_group() as group:
-        async with worker:
-            name = (await operations.start(sticker(story))).name
-            await story.heard("runs")
-            late = (await operations.start(sleeper(story, "tests.other"))).name
-            group.start_soon(go_on_once_it_closes)
+    async with anyio.create_task_group() as group, worker:
+        name = (await operations.start(sticker(story))).name
+        await story.heard("runs")
+        late = (await operations.start(sleeper(story, "tests.other"))).name
+        group.start_soon(go_on_once_it_closes)
 
     assert (await operations.get(name)).response == "stuck to it"
     assert (await operations.get(late)).state is State.PENDING
@@ -786,11 +884,14 @@ async def test_what_the_body_raises_comes_out_as_it_is(store: Store) -> None:
     error = ValueError("of the body")
     operations = Operations(store)
 
-    with pytest.raises(ValueError, match="of the body") as caught:
+    async def fail() -> None:
         async with Worker(store, [sleeper(story, restartable=True)]):
             await operations.start(sleeper(story, restartable=True))
             await story.heard("runs")
             raise error
+
+    with pytest.raises(ValueError, match="of the body") as caught:
+        await fail()
 
     assert caught.value is error
 

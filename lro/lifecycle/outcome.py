@@ -48,7 +48,7 @@ class RetryPolicy:
         if self.attempts < 1:
             msg = f"RetryPolicy(attempts={self.attempts}): at least 1, the first attempt counts"
             raise ValueError(msg)
-        if self.initial_delay < timedelta(0) or self.max_delay < timedelta(0) or self.multiplier < 1:
+        if self.initial_delay < timedelta(0) or self.max_delay < timedelta(0) or not self.multiplier >= 1:
             msg = "RetryPolicy: delays are not negative and the multiplier is at least 1"
             raise ValueError(msg)
 
