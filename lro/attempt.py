@@ -99,23 +99,24 @@ class Attempt:
         except Exception:  # an exception that can't even be looked at, such as one nested too deeply
             return Raised(self._internal("JOB_FAILED", None))
 
-    async def save_report(self, save: Callable[[str], Awaitable[object]]) -> None:
-        """Save the reported progress that is still to be saved, if there is any."""
-        if self._context is None or self.over or (reported := self._context.reported) is None:
-            return
-        text = self.report()
-        if text is not None:
-            await save(text)
-        self._context.saved(reported)
+    async def save_report(self) -> None:
+        """Save the reported progress, if there is any that is not saved yet.
+
+        Raises:
+            LeaseLost, Unavailable: It could not be; it will be with the next write.
+        """
+        if not self.over and self.report() is not None:
+            await self._write_progress()
 
     def report(self) -> str | None:
         """Return the reported progress that is still to be saved, as JSON text."""
-        if self._context is None or self.job.progress is None or self._context.reported is None:
+        if self._context is None or not self._context.unsaved:
             return None
         try:
-            return self.job.progress.dump(self._context.reported)
+            return self._dump_progress()
         except Exception as error:
             self._context.log.error("the reported progress can't be saved: %s", type(error).__name__)
+            self._context.saved(self._context.unsaved)  # said once; the next report is another
             return None
 
     def _arguments(self) -> tuple[Any, ...]:  # Any: the function's own
@@ -135,18 +136,30 @@ class Attempt:
         )
         return (self._context,) if job.params is None else (self._context, job.params.load(record.params or "{}"))
 
-    async def _save(self, progress: Any) -> None:  # Any: the job's own
-        """Save progress; while the store can't be reached, wait until it can or the attempt is stopped."""
-        if self.job.progress is None:
-            msg = f"job {self.job.name} has no progress: annotate its context as Context[YourProgress]"
-            raise TypeError(msg)
-        save = partial(lifecycle.save_progress, lease=self.lease, progress=self.job.progress.dump(progress))
+    async def _save(self) -> None:
+        """Save the progress; while the store can't be reached, wait until it can or the attempt is stopped."""
+        self._dump_progress()  # the job hears at once of a progress that is none
         try:
-            await until_saved(partial(self._store.update, self.record.name, save), self._is_to_stop)
+            await until_saved(self._write_progress, self._is_to_stop)
         except LeaseLost:
             self.stop.force(StopReason.LEASE_LOST)
             await anyio.lowlevel.checkpoint_if_cancelled()
             raise
+
+    async def _write_progress(self) -> None:
+        """Write the latest progress, so that of two writes the later one never goes back."""
+        assert self._context is not None
+        report = self._context.unsaved
+        save = partial(lifecycle.save_progress, lease=self.lease, progress=self._dump_progress())
+        await self._store.update(self.record.name, save)
+        self._context.saved(report)
+
+    def _dump_progress(self) -> str:
+        assert self._context is not None
+        if self.job.progress is None:
+            msg = f"job {self.job.name} has no progress: annotate its context as Context[YourProgress]"
+            raise TypeError(msg)
+        return self.job.progress.dump(self._context.progress)
 
     def _is_to_stop(self) -> bool:
         return self.stop.reason is not None

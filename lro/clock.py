@@ -57,8 +57,8 @@ def micros(value: datetime | timedelta) -> int:
 
 
 def moment(value: int) -> datetime:
-    """Return microseconds since 1970 as an aware datetime in UTC."""
-    return _EPOCH + timedelta(microseconds=value)
+    """Return microseconds since 1970 as an aware datetime in UTC, in the year 9999 at the latest."""
+    return _EPOCH + timedelta(microseconds=min(value, LAST_TIME))
 
 
 def format_time(value: int) -> str:

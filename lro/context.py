@@ -128,7 +128,7 @@ class Context(Generic[ProgressT]):
         principal: Principal,
         progress: ProgressT,
         stop: Stop,
-        save: Callable[[ProgressT], Awaitable[None]],
+        save: Callable[[], Awaitable[None]],
     ) -> None:
         self.name = name
         self.attempt = attempt
@@ -136,7 +136,7 @@ class Context(Generic[ProgressT]):
         self.principal = principal
         self.log = _OperationLog(logging.getLogger("lro.job"), {"operation": name, "job": job, "attempt": attempt})
         self._progress = progress
-        self._reported: ProgressT | None = None
+        self._reports = self._saved_reports = 0  # how often there was progress, and how much of that is saved
         self._stop = stop
         self._save = save
         self._yielded_at = anyio.current_time()
@@ -178,9 +178,8 @@ class Context(Generic[ProgressT]):
             Stopped: The same, in a task outside the attempt's own.
         """
         if progress is not None:
-            self._progress = self._reported = progress  # if it can't be saved now, then with the next write
-            await self._save(progress)
-            self.saved(progress)
+            self.report(progress)  # if it can't be saved now, then with the next write
+            await self._save()
             self._yielded_at = anyio.current_time()
         cleaning = _cleaning.get()
         if not cleaning:
@@ -198,7 +197,8 @@ class Context(Generic[ProgressT]):
 
         For high rates; it costs no I/O. Use `checkpoint(progress)` for what a later attempt must not lose.
         """
-        self._progress = self._reported = progress
+        self._progress = progress
+        self._reports += 1
 
     async def sleep(self, seconds: float) -> None:
         """Sleep, and stop at once if the attempt is to stop."""
@@ -225,14 +225,13 @@ class Context(Generic[ProgressT]):
             self.log.warning("cleanup took longer than %s s and was broken off", seconds)
 
     @property
-    def reported(self) -> ProgressT | None:
-        """The progress that was reported and not saved yet; for the library."""
-        return self._reported
+    def unsaved(self) -> int:
+        """The number of the latest report if it is not saved yet, else 0; for the library."""
+        return self._reports if self._reports > self._saved_reports else 0
 
-    def saved(self, progress: ProgressT | None) -> None:
-        """Note that this report was saved; a later one is still to be; for the library."""
-        if self._reported is progress:
-            self._reported = None
+    def saved(self, report: int) -> None:
+        """Note that the progress is saved as it was at this report; for the library."""
+        self._saved_reports = max(self._saved_reports, report)
 
     def _is_outside(self) -> bool:
         """Whether the current task is none of the attempt's: anyio knows no parent for a foreign one."""

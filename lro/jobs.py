@@ -213,7 +213,9 @@ def _signature_types(name: str, function: Callable[..., Any], given: dict[str, A
     if types["progress"] is None:
         types["progress"] = _progress_type(name, context)
     if len(arguments) == 1:
-        types["params"] = None
+        if types["params"] is not None:
+            msg = f"job {name}: it is given params={types['params']!r} and takes none: add the argument"
+            raise TypeError(msg)
     elif types["params"] is None:
         types["params"] = hints.get(arguments[1].name)
         if types["params"] is None:

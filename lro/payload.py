@@ -118,14 +118,17 @@ def parse(body: bytes) -> Any:  # Any: JSON
     except UnicodeDecodeError as error:
         msg = f"the body is not UTF-8 at byte {error.start}"
         raise ValueError(msg) from error
-    _check_depth(text)
-    value = json.loads(
-        text,
-        object_pairs_hook=_no_duplicates,
-        parse_int=_bounded,
-        parse_float=_finite,
-        parse_constant=_refuse_constant,
-    )
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_no_duplicates,
+            parse_int=_bounded,
+            parse_float=_finite,
+            parse_constant=_refuse_constant,
+        )
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    _check_depth(value)
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -134,26 +137,16 @@ def parse(body: bytes) -> Any:  # Any: JSON
     return value
 
 
-def _check_depth(text: str) -> None:
-    depth = 0
-    quoted = escaped = False
-    for character in text:
-        if quoted:
-            if escaped:
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == '"':
-                quoted = False
-        elif character == '"':
-            quoted = True
-        elif character in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                msg = f"the body is nested deeper than {MAX_DEPTH} levels"
-                raise ValueError(msg)
-        elif character in "]}":
-            depth -= 1
+_TOO_DEEP = f"the body is nested deeper than {MAX_DEPTH} levels"
+
+
+def _check_depth(value: JsonValue) -> None:
+    level: list[JsonValue] = [value]
+    for _ in range(MAX_DEPTH):
+        members = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        level = [member for some in members for member in some]
+    if any(isinstance(one, (dict, list)) for one in level):
+        raise ValueError(_TOO_DEEP)
 
 
 def _no_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:

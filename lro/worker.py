@@ -6,7 +6,7 @@ Decides when to claim, when to renew and whom to tell to stop. What an attempt's
 
 import logging
 import uuid
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from heapq import heappop, heappush
@@ -183,8 +183,11 @@ class Worker:
     async def _give_back(self, record: Record) -> None:
         assert record.lease is not None
         transition = partial(lifecycle.give_back, lease=record.lease)
+        until = anyio.current_time() + self._lease.total_seconds()  # after that it is anybody's
         try:
-            await self._store.update(record.name, transition)
+            await until_saved(
+                partial(self._store.update, record.name, transition), lambda: anyio.current_time() > until
+            )
         except LROError as error:
             log.warning("%s could not be given back: %s", record.name, error)
 
@@ -296,12 +299,8 @@ class Worker:
                 group.start_soon(self._save_report, attempt)
 
     async def _save_report(self, attempt: Attempt) -> None:
-        def save(progress: str) -> Awaitable[Record]:
-            transition = partial(lifecycle.save_progress, lease=attempt.lease, progress=progress)
-            return self._store.update(attempt.record.name, transition)
-
         try:
-            await attempt.save_report(save)
+            await attempt.save_report()
         except LeaseLost:
             self._tell(attempt, None)
         except LROError as error:

@@ -232,6 +232,15 @@ async def test_a_job_with_an_endless_retention_ends_all_the_same(
         assert (await ended(operations, name)).state is State.SUCCEEDED
 
 
+async def test_a_deadline_that_no_calendar_has_does_not_fail_the_job(store: Store, operations: Operations) -> None:
+    async with Worker(store, [bare]):
+        try:
+            name = (await operations.start(bare, timeout=timedelta(days=4_000_000))).name
+        except InvalidArgument:
+            return
+        assert (await ended(operations, name)).state is State.SUCCEEDED
+
+
 async def test_the_jobs_own_durations_are_the_default_and_the_calls_come_first(
     operations: Operations, store: Store
 ) -> None:
