@@ -63,7 +63,7 @@ async def test_a_report_that_is_no_progress_is_logged_and_left_out(
 
     @job("reports")
     async def reports(ctx: Context[Progress]) -> None:
-        ctx.report(Progress.model_construct(pages_done="many"))  # type: ignore[arg-type]  # the mistake in question
+        ctx.report(Progress.model_construct(pages_done="many"))
         story.tell("reported")
         await ctx.sleep(POLL_EVERY * 1.5)  # the keeper comes round once
 

@@ -22,7 +22,9 @@ def test_the_demo_tells_its_whole_story_and_leaves_nothing_behind(tmp_path: Path
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "All of it happened" in ended.stdout
-    assert ended.stdout.count("$ curl -X POST") == 6
+    assert ended.stdout.count(":run -H 'content-type: application/json' -d") == 4
+    assert ended.stdout.count(":cancel\n{}") == 2
+    assert ended.stdout.count("$ curl http://127.0.0.1:") == 6
     assert "kill -9" in ended.stdout
     for happened in (
         "CANCELLED, error code 1",

@@ -925,3 +925,15 @@ def test_a_policy_whose_numbers_make_no_sense_is_refused() -> None:
         RetryPolicy(multiplier=0.99)
     once = RetryPolicy(attempts=1, initial_delay=timedelta(0), max_delay=timedelta(0), multiplier=1)
     assert once.delay(1, 1.0) == timedelta(0)
+
+
+def test_what_has_expired_is_removed_without_a_request_id_even_if_the_clock_jumped_back_behind_its_start() -> None:
+    expired = ended(State.FAILED, request_id=None, created_at=NOW + 2 * HOUR, expire_at=NOW)
+
+    assert sweep(expired, Facts(NOW)) is None
+
+
+def test_a_claim_leaves_what_has_ended_alone_even_if_it_has_expired() -> None:
+    expired = ended(State.FAILED, request_id="r", expire_at=NOW)
+
+    assert claim(expired, Facts(NOW), owner="w", lease_time=HOUR) is expired

@@ -163,6 +163,8 @@ class Story:
         return True
 
     def claim(self, now: int, expired: bool, owner: str) -> None:
+        if self.is_done:
+            return
         self.sweep(now, expired)
         if self.state == "PENDING" and now >= self.due:
             self.state, self.owner, self.untouched = "RUNNING", owner, True
@@ -384,7 +386,7 @@ class Lifecycle(RuleBasedStateMachine):
         name = self._pick(which)
         before, cancel_was_due = self.records[name], self.stories[name].cancel_due
         self.stories[name].claim(self.now, expired, worker)
-        after = self._write(name, partial(claim, owner=worker, lease_time=HOUR), expired=expired, rows=2)
+        after = self._write(name, partial(claim, owner=worker, lease_time=HOUR), expired=expired)
         assert after is not None
         if after.token == before.token:
             return

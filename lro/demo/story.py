@@ -168,9 +168,9 @@ class _Story:
         """An operation that is left alone ends in its response."""
         self._title("1. Start an operation, and watch it")
         target, operation = self._start_archive("one.tar")
-        operation = self._follow(operation, "archiving", lambda seen: seen["done"])
-        self._show(operation)
-        self._expect(operation["metadata"]["value"]["state"] == "SUCCEEDED", "it ended in its response")
+        self._follow(operation, "archiving", lambda seen: seen["done"])
+        operation = self._call("GET", operation["name"], show=True)
+        self._expect(_state(operation) == "SUCCEEDED", "it ended in its response")
         self._verify(target)
 
     def cancel_one(self) -> None:
@@ -184,12 +184,12 @@ class _Story:
         asked = time.monotonic()
         answer = self._call("POST", f"{operation['name']}:cancel", show=True)
         self._expect(answer == {}, "the request is acknowledged: it is durable now")
-        operation = self._call("GET", operation["name"])
+        operation = self._call("GET", operation["name"], show=True)
         flagged = operation["metadata"]["value"]["requestedCancellation"]
         self._expect(flagged is True, f"requestedCancellation is true, state {_state(operation)}")
-        operation = self._wait(operation)
+        self._wait(operation)
         took = time.monotonic() - asked
-        self._show(operation)
+        operation = self._call("GET", operation["name"], show=True)
         self._expect(
             operation.get("error", {}).get("code") == 1, f"CANCELLED, error code 1, after {took * 1000:.0f} ms"
         )
@@ -204,11 +204,11 @@ class _Story:
         operation = self._follow(operation, "hashing", lambda seen: seen["done"] or _state(seen) == "RUNNING")
         self._expect(_state(operation) == "RUNNING", "it is running")
         self._call("POST", f"{operation['name']}:cancel", show=True)
-        operation = self._call("GET", operation["name"])
+        operation = self._call("GET", operation["name"], show=True)
         requested = operation["metadata"]["value"]["requestedCancellation"]
         self._expect(requested and not operation["done"], "cancel requested, and still running: not called cancelled")
-        operation = self._wait(operation)
-        self._show(operation)
+        self._wait(operation)
+        operation = self._call("GET", operation["name"], show=True)
         outcome = operation["metadata"]["value"].get("cancelOutcome")
         self._expect(outcome == "COMPLETED_ANYWAY", "it completed anyway, and its result is kept")
         digests = operation["response"]["value"]
@@ -226,12 +226,12 @@ class _Story:
         restarted = time.monotonic()
         self._server.start()
         operation = self._follow(
-            operation, "resumed", lambda now: now["done"] or now["metadata"]["value"]["attempt"] > 1, show=True
+            operation, "resumed", lambda now: now["done"] or now["metadata"]["value"]["attempt"] > 1
         )
         took = time.monotonic() - restarted
         self._expect(operation["metadata"]["value"]["attempt"] == 2, f"attempt 2 began {took:.2f} s after the restart")
-        operation = self._follow(operation, "archiving", lambda now: now["done"])
-        self._show(operation)
+        self._follow(operation, "archiving", lambda now: now["done"])
+        operation = self._call("GET", operation["name"], show=True)
         resumed = operation["metadata"]["value"]["progress"]["resumedFrom"]
         self._expect(_state(operation) == "SUCCEEDED", "it ended in its response")
         self._expect(resumed >= seen, f"and it had gone on behind file {resumed:,}, not at the beginning")
@@ -245,35 +245,37 @@ class _Story:
     def _call(self, method: str, path: str, body: Json | None = None, *, show: bool = False) -> Json:
         url = f"{self._server.url}/v1/{path}"
         if show:
-            words = ["curl", *(["-X", method] if method != "GET" else []), url]
-            if body is not None:
-                words += ["-H", "content-type: application/json", "-d", json.dumps(body)]
-            self._console.print(f"[cyan]$ {escape(shlex.join(words))}[/]", soft_wrap=True, highlight=False)
+            self._show_call(method, url, body)
         response = self._client.request(method, url, json=body)
         if response.status_code != 200:
             msg = f"{method} {url} answered {response.status_code}: {response.text}"
             raise DemoFailed(msg)
         value: Json = response.json()
         if show:
-            self._show(value)
+            self._console.print(escape(json.dumps(value)), soft_wrap=True, style="dim", highlight=False)
         return value
 
-    def _follow(self, operation: Json, what: str, until: Callable[[Json], bool], *, show: bool = False) -> Json:
+    def _show_call(self, method: str, url: str, body: Json | None, *, note: str = "") -> None:
+        words = ["curl", *(["-X", method] if method != "GET" else []), url]
+        if body is not None:
+            words += ["-H", "content-type: application/json", "-d", json.dumps(body)]
+        self._console.print(f"[cyan]$ {escape(shlex.join(words))}[/]{note}", soft_wrap=True, highlight=False)
+
+    def _follow(self, operation: Json, what: str, until: Callable[[Json], bool]) -> Json:
         """Look at the operation until the condition holds, with live progress."""
         deadline = time.monotonic() + STEP_SECONDS
-        path = operation["name"]
+        path, body = f"{operation['name']}:wait", {"timeout": "0.020s"}
+        self._show_call("POST", f"{self._server.url}/v1/{path}", body, note="  # again and again")
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("files"))
-        live = self._console.is_terminal
-        with Progress(*columns, console=self._console, transient=True, disable=not live) as bar:
+        with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
             task = bar.add_task(what, total=len(self._tree.digests))
-            operation = self._call("GET", path, show=show)
+            operation = self._call("POST", path, body)
             while not until(operation):
                 if operation["done"] or time.monotonic() > deadline:
-                    self._show(operation)
-                    msg = f"{path}: what was waited for did not come"
+                    msg = f"what was waited for did not come: {json.dumps(operation)}"
                     raise DemoFailed(msg)
                 bar.update(task, completed=_files_done(operation))
-                operation = self._call("POST", f"{path}:wait", {"timeout": "0.020s"})
+                operation = self._call("POST", path, body)
         count = f"{_files_done(operation):,} of {len(self._tree.digests):,} files"
         self._console.print(f"  {what}: {count}, {_state(operation)}", highlight=False)
         return operation
@@ -316,9 +318,6 @@ class _Story:
     def _line(self, command: str, what: str) -> None:
         self._console.print(f"[cyan]$ {command}[/]", highlight=False)
         self._console.print(f"  {what}", highlight=False)
-
-    def _show(self, value: Json) -> None:
-        self._console.print(escape(json.dumps(value)), soft_wrap=True, style="dim", highlight=False)
 
 
 def _state(operation: Json) -> str:

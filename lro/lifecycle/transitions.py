@@ -32,7 +32,9 @@ def claim(record: Record, facts: Facts, *, owner: str, lease_time: int) -> Recor
 
     An orphan is first settled as `sweep` would, in the same transaction.
     """
-    settled = sweep(record, facts) or record
+    if record.state.is_terminal:
+        return record
+    settled = sweep(record, facts) or record  # never None: only what has ended is removed
     if settled.state is not State.PENDING or settled.due_at > facts.now:
         return settled
     started_at = settled.started_at
@@ -207,7 +209,7 @@ def sweep(record: Record, facts: Facts) -> Record | None:
         case _:
             if record.expire_at is None or record.expire_at > facts.now:
                 return record
-            if record.deleted_at is not None or _request_end(record) <= facts.now:
+            if record.deleted_at is not None or record.request_id is None or _request_end(record) <= facts.now:
                 return None
             return _tombstone(_changed(record, facts, deleted_at=facts.now))
 
