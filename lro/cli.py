@@ -3,6 +3,7 @@
 Decides how commands are spelled and which exit code says what; the work is done elsewhere.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,7 @@ def demo(
     """Run a real service and see operations started, cancelled, finished and resumed; under a minute."""
     from lro.demo.story import DemoFailed, TreeTooSmall, tell  # noqa: PLC0415 -- only this command pays for it
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up as Ctrl-C does
     console = Console(soft_wrap=True)
     try:
         tell(path, serve=serve, console=console)

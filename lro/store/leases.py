@@ -66,12 +66,12 @@ class LockFiles:
     """One lock file a worker, in a directory beside the database; safe to use from several threads."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._held: dict[str, int] = {}
         _lock_files.add(self)
 
     def _path(self, owner: str) -> Path:
-        return self._directory / f"{owner}.lock"
+        return self.directory / f"{owner}.lock"
 
     def holds(self, owner: str) -> bool:
         """Return whether this process holds the worker's lock."""
@@ -85,7 +85,7 @@ class LockFiles:
         """
         if self.holds(owner):
             return
-        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self.directory.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(self._path(owner), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

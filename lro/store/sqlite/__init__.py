@@ -43,6 +43,7 @@ from lro.store.hints import Hub, Listener, Watch
 from lro.store.leases import UNKNOWN_LEASE, Leases, LockFiles
 from lro.store.migrations import missing, shipped
 from lro.store.sqlite import statements as sql
+from lro.store.sqlite.bell import Bell
 from lro.store.sqlite.lane import Lane
 from lro.store.sqlite.transaction import DATA_ERRORS, SQLiteTransaction, to_record, to_records
 from lro.supervisor import Supervisor
@@ -86,6 +87,7 @@ class SQLiteStore:
         self._locks = LockFiles(self._path.with_name(self._path.name + ".workers"))
         self._leases = Leases(self._clock.monotonic, self._locks)
         self._hub = Hub()
+        self._bell = Bell(self._locks.directory, self._hub.publish_unknown)
         self._supervisor = Supervisor(log)
         self._writes: Queue[AnyRequest] = Queue(self._serve_writes, f"write to {self._path.name}")
         self._gets: Queue[Get] = Queue(self._serve_gets, f"read of {self._path.name}")
@@ -142,6 +144,8 @@ class SQLiteStore:
         self._supervisor.start("reader", self._gets.run)
         await self._sweep_all()
         self._supervisor.start("sweeper", self._keep_sweeping)
+        self._exits.callback(self._bell.close)
+        self._bell.open()
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -295,7 +299,9 @@ class SQLiteStore:
                 if await self._writer.run(lambda connection: connection.in_transaction):
                     await self._replace_writer()
             raise
-        self._hub.publish(written)
+        if written:
+            self._hub.publish(written)
+            self._bell.ring()
 
     async def _replace_writer(self) -> None:
         log.error("%s: the writer's connection is stuck in a transaction and is replaced", self._path)
@@ -371,6 +377,8 @@ class SQLiteStore:
     def _commit(self, batch: Sequence[AnyRequest], connection: sqlite3.Connection) -> Sequence[Record]:
         what = "nothing was written"
         try:
+            if self._finds_nothing(batch, connection):
+                return []
             connection.execute("BEGIN IMMEDIATE")
             transaction = SQLiteTransaction(connection, self._clock.now(), self._leases)
             written = _finish(apply(batch, transaction))
@@ -383,6 +391,18 @@ class SQLiteStore:
         finally:
             _roll_back(connection)
         return written
+
+    def _finds_nothing(self, batch: Sequence[AnyRequest], connection: sqlite3.Connection) -> bool:
+        """Answer a batch of searches that find nothing, without taking the write lock to learn it."""
+        searches = [request for request in batch if isinstance(request, Select)]
+        if len(searches) < len(batch):
+            return False
+        transaction = SQLiteTransaction(connection, self._clock.now(), self._leases)
+        if any(_finish(transaction.find(search.query)) for search in searches):
+            return False
+        for search in searches:
+            search.answer(())
+        return True
 
 
 def _finish(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: never sends or yields
