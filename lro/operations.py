@@ -27,7 +27,7 @@ from lro.errors import (
     Unimplemented,
 )
 from lro.jobs import Job
-from lro.lifecycle import Facts, Record, State, Transition
+from lro.lifecycle import Facts, Record, Transition
 from lro.payload import encode
 from lro.principal import ANYTHING, Principal, Scope
 from lro.resource import Operation, is_parent, new_name, parse_name
@@ -181,7 +181,6 @@ class Operations:
         text = _params_text(job, params)
         asked = [job.name, text, parent, target]
         duration = job.timeout if timeout is None else timeout
-        due_at = now if schedule_at is None else max(now, micros(schedule_at))
         stop_after = job.grace if grace is None else grace
         retention = job.retention if ttl is None else ttl
         for field, value in (("timeout", duration), ("grace", stop_after), ("ttl", retention)):
@@ -196,48 +195,24 @@ class Operations:
             raise invalid("priority", "must be a 32-bit integer")
         if not is_parent(parent):
             raise invalid("parent", "must be a resource name such as projects/p, or empty")
-        record = Record(
-            state=State.PENDING,
-            cancel_outcome=None,
-            version=1,
-            attempt=0,
-            token=0,
-            updated_at=now,
-            due_at=due_at,
-            started_at=None,
-            claimed_at=None,
-            ended_at=None,
-            expire_at=None,
-            deleted_at=None,
-            lease_owner=None,
-            lease_time=None,
-            cancel_requested_at=None,
-            cancel_reason=None,
-            cancel_requester=None,
-            committed_at=None,
-            progress=None,
-            response=None,
-            error=None,
-            last_error=None,
-            status_message=None,
+        record = lifecycle.start(
+            now,
             name=new_name(parent, now),
-            parent=parent,
             job=job.name,
+            parent=parent,
             owner=who.id,
             tenant=who.tenant,
             request_id=request_id,
             request_digest=None if request_id is None else _digest(asked),
             target=target,
             priority=priority,
-            created_at=now,
-            deadline_at=None if duration is None else due_at + micros(duration),
+            schedule_at=None if schedule_at is None else micros(schedule_at),
+            timeout=None if duration is None else micros(duration),
             grace=None if stop_after is None else micros(stop_after),
             retention=micros(retention),
             restartable=job.restartable,
             attempt_limit=job.attempt_limit,
             cancellable=job.cancellable,
-            response_type="",
-            metadata_type="",
             params=text,
         )
         stored = await self._insert(record, within)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lro.lifecycle import CancelOutcome, Facts, Lease, Record, State
+from lro.lifecycle import CancelOutcome, Facts, Lease, Record, State, start
 from lro.status import Code, Status, error_info
 
 SECOND = 1_000_000
@@ -21,50 +21,7 @@ LEASE = Lease("worker-1", 1)
 
 def record(**changes: Any) -> Record:  # Any: one type per field of Record
     """Return a fresh PENDING record, started at NOW, with these fields changed."""
-    fresh = Record(
-        state=State.PENDING,
-        cancel_outcome=None,
-        version=1,
-        attempt=0,
-        token=0,
-        updated_at=NOW,
-        due_at=NOW,
-        started_at=None,
-        claimed_at=None,
-        ended_at=None,
-        expire_at=None,
-        deleted_at=None,
-        lease_owner=None,
-        lease_time=None,
-        cancel_requested_at=None,
-        cancel_reason=None,
-        cancel_requester=None,
-        committed_at=None,
-        progress=None,
-        response=None,
-        error=None,
-        last_error=None,
-        status_message=None,
-        name=NAME,
-        parent="",
-        job="books.render",
-        owner="",
-        tenant="",
-        request_id=None,
-        request_digest=None,
-        target="",
-        priority=0,
-        created_at=NOW,
-        deadline_at=None,
-        grace=None,
-        retention=720 * HOUR,
-        restartable=False,
-        attempt_limit=1,
-        cancellable=True,
-        response_type="",
-        metadata_type="",
-        params='{"pages":9}',
-    )
+    fresh = start(NOW, name=NAME, job="books.render", retention=720 * HOUR, params='{"pages":9}')
     return fresh._replace(**changes)
 
 

@@ -20,6 +20,7 @@ from lro.lifecycle.transitions import (
     pass_commit_point,
     request_cancel,
     save_progress,
+    start,
     sweep,
 )
 
@@ -44,5 +45,6 @@ __all__ = [
     "pass_commit_point",
     "request_cancel",
     "save_progress",
+    "start",
     "sweep",
 ]

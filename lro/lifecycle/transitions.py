@@ -20,11 +20,84 @@ __all__ = [
     "pass_commit_point",
     "request_cancel",
     "save_progress",
+    "start",
     "sweep",
 ]
 
 REQUEST_WINDOW = 24 * 3600 * 1_000_000
 """How long a request id stands for its operation, in microseconds since the operation's start (AIP-155)."""
+
+
+def start(
+    now: int,
+    *,
+    name: str,
+    job: str,
+    retention: int,
+    parent: str = "",
+    owner: str = "",
+    tenant: str = "",
+    request_id: str | None = None,
+    request_digest: str | None = None,
+    target: str = "",
+    priority: int = 0,
+    schedule_at: int | None = None,
+    timeout: int | None = None,
+    grace: int | None = None,
+    restartable: bool = False,
+    attempt_limit: int = 1,
+    cancellable: bool = True,
+    params: str | None = None,
+) -> Record:
+    """Return the record of a new operation, PENDING and due now, or at `schedule_at` if that is later.
+
+    The deadline counts from then. What the others mean: see Record.
+    """
+    due_at = now if schedule_at is None else max(now, schedule_at)
+    return Record(
+        state=State.PENDING,
+        cancel_outcome=None,
+        version=1,
+        attempt=0,
+        token=0,
+        updated_at=now,
+        due_at=due_at,
+        started_at=None,
+        claimed_at=None,
+        ended_at=None,
+        expire_at=None,
+        deleted_at=None,
+        lease_owner=None,
+        lease_time=None,
+        cancel_requested_at=None,
+        cancel_reason=None,
+        cancel_requester=None,
+        committed_at=None,
+        progress=None,
+        response=None,
+        error=None,
+        last_error=None,
+        status_message=None,
+        name=name,
+        parent=parent,
+        job=job,
+        owner=owner,
+        tenant=tenant,
+        request_id=request_id,
+        request_digest=request_digest,
+        target=target,
+        priority=priority,
+        created_at=now,
+        deadline_at=None if timeout is None else due_at + timeout,
+        grace=grace,
+        retention=retention,
+        restartable=restartable,
+        attempt_limit=attempt_limit,
+        cancellable=cancellable,
+        response_type="",
+        metadata_type="",
+        params=params,
+    )
 
 
 def claim(record: Record, facts: Facts, *, owner: str, lease_time: int) -> Record:

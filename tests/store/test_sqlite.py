@@ -517,7 +517,7 @@ async def test_a_connection_that_is_stuck_in_a_transaction_is_replaced(
     async with _store(path, durability="power") as store:
         record = await store.insert(sample_record())
         with monkeypatch.context() as patch:
-            patch.setattr(sqlite, "_roll_back", lambda _: None)
+            patch.setattr(sqlite, "roll_back", lambda _: None)
             patch.setattr(sqlite.sql, "UPDATE", "NONSENSE")
             with anyio.fail_after(5), pytest.raises(Unavailable):
                 await store.update(record.name, _note)

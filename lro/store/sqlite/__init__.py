@@ -41,10 +41,10 @@ from lro.store.batch import (
 )
 from lro.store.hints import Hub, Listener, Watch
 from lro.store.leases import UNKNOWN_LEASE, Leases, LockFiles
-from lro.store.migrations import missing, shipped
 from lro.store.sqlite import statements as sql
 from lro.store.sqlite.bell import Bell
 from lro.store.sqlite.lane import Lane
+from lro.store.sqlite.setup import create_file, roll_back, set_up_reader, set_up_writer
 from lro.store.sqlite.transaction import DATA_ERRORS, SQLiteTransaction, to_record, to_records
 from lro.supervisor import Supervisor
 
@@ -127,13 +127,13 @@ class SQLiteStore:
         return self
 
     async def _open(self) -> None:
-        _create(self._path)
+        create_file(self._path)
         self._writer = await self._open_lane()
-        await self._writer.run(self._prepare)
+        self._secret = await self._writer.run(self._set_up)
         self._reader = await self._open_lane()
         self._lister = await self._open_lane()
         for lane in (self._reader, self._lister):
-            await lane.run(_only_read)
+            await lane.run(set_up_reader)
         self._exits.callback(self._locks.close)
         await self._exits.enter_async_context(self._supervisor)
         self._exits.push_async_callback(self._close_queues)
@@ -169,28 +169,8 @@ class SQLiteStore:
         self._exits.push_async_callback(lane.close)
         return lane
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Set the writer's connection up and migrate, on its thread."""
-        self._set_up(connection)
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            connection.execute(sql.MIGRATIONS)
-            applied = dict(connection.execute(sql.APPLIED).fetchall())
-            for migration in missing(shipped("sqlite"), applied, str(self._path)):
-                for statement in _statements(migration.sql):
-                    connection.execute(statement)
-                note = (migration.number, migration.name, migration.checksum, self._clock.now())
-                connection.execute(sql.NOTE_MIGRATION, note)
-                log.info("%s: migration %d (%s) applied", self._path, migration.number, migration.name)
-            connection.execute(sql.MAKE_SECRET)
-            self._secret = bytes.fromhex(connection.execute(sql.SECRET).fetchone()[0])
-            connection.execute("COMMIT")
-        finally:
-            _roll_back(connection)
-
-    def _set_up(self, connection: sqlite3.Connection) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+    def _set_up(self, connection: sqlite3.Connection) -> bytes:
+        return set_up_writer(connection, self._path, self._synchronous, self._clock.now())
 
     async def insert(self, record: Record, within: Within | None = None) -> Record:
         """See Store.insert."""
@@ -389,7 +369,7 @@ class SQLiteStore:
         except sqlite3.Error as error:
             raise _unavailable(error, self._path, what) from error
         finally:
-            _roll_back(connection)
+            roll_back(connection)
         return written
 
     def _finds_nothing(self, batch: Sequence[AnyRequest], connection: sqlite3.Connection) -> bool:
@@ -414,33 +394,6 @@ def _finish(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: never sends or yiel
     coroutine.close()
     msg = "a transaction on SQLite may not suspend"
     raise RuntimeError(msg)
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    if connection.in_transaction:  # SQLite has rolled back by itself if the disk was full
-        connection.execute("ROLLBACK")
-
-
-def _only_read(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA query_only = ON")
-    connection.execute("PRAGMA wal_autocheckpoint = 0")
-
-
-def _statements(script: str) -> Iterable[str]:
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-
-
-def _create(path: Path) -> None:
-    """Make a new file that only its owner may read; a file that is there is left to SQLite."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        return
 
 
 def _unavailable(error: sqlite3.Error, path: Path, what: str) -> Unavailable:

@@ -78,14 +78,15 @@ class Lane:
         """
         sqlite3.connect(path, timeout=timeout).close()  # a file that can't be opened shows here, without a thread
         calls: deque[_Call[Any]] = deque()  # Any: of any answer
+        connection = aiosqlite.connect(
+            path,
+            timeout=timeout,
+            isolation_level=None,
+            cached_statements=256,
+            factory=partial(_Connection, calls),
+        )
         with anyio.CancelScope(shield=True):  # cancelled here, aiosqlite would lose the connection unclosed
-            connection = await aiosqlite.connect(
-                path,
-                timeout=timeout,
-                isolation_level=None,
-                cached_statements=256,
-                factory=partial(_Connection, calls),
-            )
+            await connection
         return cls(connection, calls)
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
