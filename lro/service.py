@@ -21,7 +21,7 @@ from lro.errors import Unavailable
 from lro.jobs import Job
 from lro.operations import Operations
 from lro.principal import Authorization
-from lro.routes import job_routes, operation_routes
+from lro.routes import health_routes, job_routes, operation_routes
 from lro.routes.exchange import error_response
 from lro.store import Store, open_store
 from lro.worker import Worker
@@ -74,6 +74,7 @@ class Service:
         self._worker = Worker(self._store, jobs, concurrency=concurrency, lease=lease, drain=drain) if worker else None
         self._router = Router(
             routes=[
+                *health_routes(lambda: self.ready, domain=domain),
                 *operation_routes(self.operations, auth=auth),
                 *job_routes(self.operations, jobs=jobs, auth=auth),
             ]
@@ -82,6 +83,11 @@ class Service:
         self._handle_signals = handle_signals
         self._exits = AsyncExitStack()
         self._started = False
+
+    @property
+    def ready(self) -> bool:
+        """True while the store is open, the worker works, and all background loops run."""
+        return self._started and self._store.ready and (self._worker is None or self._worker.ready)
 
     async def __aenter__(self) -> Self:
         """Open the store and begin to work."""

@@ -6,10 +6,11 @@ from starlette.responses import Response
 from lro.errors import LROError
 from lro.resource import Operation
 from lro.routes.exchange import error_response
+from lro.routes.health import health_routes
 from lro.routes.jobs import job_routes
 from lro.routes.operations import operation_routes
 
-__all__ = ["exception_handlers", "job_routes", "operation_response", "operation_routes"]
+__all__ = ["exception_handlers", "health_routes", "job_routes", "operation_response", "operation_routes"]
 
 
 def operation_response(operation: Operation) -> Response:
