@@ -6,7 +6,7 @@ Return an operation, do the work in your own service, cancel it truthfully.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lro.context import Context
+    from lro.context import Context, SyncContext
     from lro.errors import LROError, OperationError, Stopped
     from lro.jobs import Job, job
     from lro.lifecycle import RetryPolicy, State, StopReason
@@ -33,6 +33,7 @@ __all__ = [
     "Status",
     "StopReason",
     "Stopped",
+    "SyncContext",
     "Worker",
     "job",
 ]
@@ -53,6 +54,7 @@ _MODULES = {
     "Status": "lro.status",
     "StopReason": "lro.lifecycle",
     "Stopped": "lro.errors",
+    "SyncContext": "lro.context",
     "Worker": "lro.worker",
     "job": "lro.jobs",
 }

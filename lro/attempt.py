@@ -18,14 +18,16 @@ from pydantic import ValidationError
 
 from lro import lifecycle
 from lro.clock import Clock, micros, moment
-from lro.context import Context, Stop
+from lro.context import AnyContext, Context, SyncContext
 from lro.errors import LeaseLost, OperationError, Stopped, Unavailable
 from lro.jobs import Job
 from lro.lifecycle import Lease, Outcome, Raised, Record, Returned, StopReason, Unwound
 from lro.payload import PayloadTooLarge
 from lro.principal import Principal
 from lro.status import Code, Status, error_info
+from lro.stop import Stop
 from lro.store import Store
+from lro.threads import run_in_thread
 
 __all__ = ["Attempt"]
 
@@ -45,6 +47,7 @@ class Attempt:
         record: The operation as it was claimed.
         store: Where its progress is saved.
         clock: Tells how far the deadline is.
+        threads: Whose threads a job runs in that is a plain function.
 
     Attributes:
         record: See above; its lease is the one that the attempt runs under.
@@ -52,16 +55,24 @@ class Attempt:
         over: True once the outcome is known: nothing can be stopped any more.
     """
 
-    def __init__(self, job: Job[Any, Any, Any], record: Record, store: Store, clock: Clock) -> None:  # Any: any job
+    def __init__(
+        self,
+        job: Job[Any, Any, Any],  # Any: any job
+        record: Record,
+        store: Store,
+        clock: Clock,
+        threads: anyio.CapacityLimiter,
+    ) -> None:
         assert record.lease is not None
         self.job = job
         self.record = record
         self.lease: Lease = record.lease
         self._store = store
+        self._threads = threads
         self._scope = anyio.CancelScope(shield=True)  # only we cancel it: a cancelled host is a shutdown
         left = inf if record.deadline_at is None else (record.deadline_at - clock.now()) / 1_000_000
         self.stop = Stop(self._scope, restartable=record.restartable, deadline=anyio.current_time() + left)
-        self._context: Context[Any] | None = None  # Any: the job's own progress, here and below
+        self._context: AnyContext[Any] | None = None  # Any: the job's own progress, here and below
 
     @property
     def over(self) -> bool:
@@ -81,7 +92,7 @@ class Attempt:
         try:
             with self._scope:
                 try:
-                    value = await self.job.function(*arguments)
+                    value = await self._call(partial(self.job.function, *arguments))
                     returned = True
                     text = self.job.result.dump(value)
                 except BaseException as error:
@@ -98,6 +109,11 @@ class Attempt:
             return self._result_error(raised) if returned else self._classify(raised)
         except Exception:  # an exception that can't even be looked at, such as one nested too deeply
             return Raised(self._internal("JOB_FAILED", None))
+
+    async def _call(self, function: Callable[[], Any]) -> Any:  # Any: the job's own
+        if self.job.in_thread:
+            return await run_in_thread(function, name=f"lro: {self.record.name}", limiter=self._threads)
+        return await function()
 
     async def save_report(self) -> None:
         """Save the reported progress, if there is any that is not saved yet.
@@ -124,7 +140,7 @@ class Attempt:
         progress: Any = None  # Any: the job's own
         if job.progress is not None:
             progress = job.progress.load(record.progress or "{}")
-        self._context = Context(
+        self._context = (SyncContext if job.in_thread else Context)(
             name=record.name,
             job=job.name,
             attempt=record.attempt,
@@ -179,7 +195,7 @@ class Attempt:
             log.error("%s: the job was cancelled by nobody that lro knows of", self.record.name, exc_info=group)
             message = f"{self.record.name} was stopped by a cancellation that nobody had asked for"
             return Raised(Status(Code.INTERNAL, message, (error_info("JOB_FAILED", name=self.record.name),)))
-        return Unwound(reason, forced=self.stop.forced)
+        return Unwound(reason, forced=self.stop.forced and not self.job.in_thread)  # a thread stops by itself
 
     def _failed(self, error: BaseException) -> Raised:
         status = _public_status(error) or self._internal("JOB_FAILED", error)

@@ -1,114 +1,41 @@
 """What a running job sees: where it stands, what it has saved, and when it is to stop.
 
-A stop is told by the worker and delivered here, at the job's checkpoints, by cancelling the scope that
-the attempt runs in; where a stop can't wait, the scope is cancelled from outside. What then becomes of
-the operation is decided by `attempt` and `lifecycle`.
+An async job has a Context, a job that runs in a thread a SyncContext with the same names, blocking. Both are
+made by the library, one for each attempt; they deliver what `stop` was told.
 """
 
+import concurrent.futures
 import logging
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from math import inf
-from typing import Any, Generic
+from typing import Any, Generic, TypeVarTuple, Unpack
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
 from typing_extensions import TypeVar
 
-from lro.errors import Stopped
+from lro.errors import LeaseLost, Stopped
 from lro.lifecycle import StopReason
 from lro.principal import Principal
+from lro.stop import Stop
 
-__all__ = ["Context", "Stop"]
+__all__ = ["AnyContext", "Context", "SyncContext"]
 
 ProgressT = TypeVar("ProgressT", default=None)
+ArgsT = TypeVarTuple("ArgsT")
+T = TypeVar("T")
 
 YIELD_EVERY = 0.010  # seconds: a loop of bare checkpoints lets others run at least this often
 
-_cleaning: ContextVar[bool] = ContextVar("lro_cleaning", default=False)
+_cleaning: ContextVar[float | None] = ContextVar("lro_cleaning", default=None)  # until when, on the loop's clock
 
 
-class Stop:
-    """Why one attempt is to stop, and how far that has come. Told by the worker, used on its event loop.
-
-    Args:
-        scope: The cancel scope that the job runs in.
-        restartable: Whether the operation may run again after a shutdown.
-        deadline: On the event loop's clock, when the scope is to be cancelled at the latest.
-    """
-
-    def __init__(self, scope: anyio.CancelScope, *, restartable: bool, deadline: float = inf) -> None:
-        self._scope = scope
-        self._restartable = restartable
-        self._deadline = deadline
-        self._force_cancel_at = inf
-        self._delivered: StopReason | None = None
-        self._shutting_down = False
-        self.cancel_requested = False
-        self.cancel_reason: str | None = None
-        self.forced = False
-        self.ended = False  # the job's function is over: nothing can be stopped any more
-        self.told = anyio.Event()  # a stop waits for the next checkpoint
-        scope.deadline = deadline
-
-    def cancel(self, reason: str | None, grace: float | None) -> None:
-        """Pass a client's request on: delivered at a checkpoint, or by force after `grace` seconds."""
-        if self.cancel_requested:
-            return
-        self.cancel_requested, self.cancel_reason = True, reason
-        if grace is not None:
-            self._force_cancel_at = anyio.current_time() + grace
-            self._scope.deadline = min(self._deadline, self._force_cancel_at)
-        self.told.set()
-
-    def shut_down(self) -> None:
-        """Ask a restartable job to stop at its next checkpoint; another goes on until `force`."""
-        if self._restartable:
-            self._shutting_down = True
-            self.told.set()
-
-    def force(self, reason: StopReason) -> None:
-        """Stop the job at once, wherever it awaits."""
-        if self.delivered is None:
-            self._delivered, self.forced = reason, True
-        self.told.set()
-        self._scope.cancel()
-
-    @property
-    def delivered(self) -> StopReason | None:
-        """The reason that the scope was cancelled for, or None while it was not."""
-        if self._delivered is None and self._scope.cancel_called:  # by its deadline: whichever came first
-            self.forced = True
-            is_cancel = self._force_cancel_at <= self._deadline
-            self._delivered = StopReason.CANCEL if is_cancel else StopReason.DEADLINE
-        return self._delivered
-
-    @property
-    def reason(self) -> StopReason | None:
-        """The reason that was delivered, or else will be at the next checkpoint."""
-        if self.delivered is not None:
-            return self.delivered
-        if self.cancel_requested:
-            return StopReason.CANCEL
-        return StopReason.SHUTDOWN if self._shutting_down else None
-
-    @property
-    def will_resume(self) -> bool:
-        """Whether the operation goes on elsewhere after this stop."""
-        reason = self.reason
-        return reason is StopReason.LEASE_LOST or (reason is StopReason.SHUTDOWN and self._restartable)
-
-    def deliver(self) -> None:
-        """Cancel the scope if a stop is due; the caller stands at a checkpoint."""
-        if self.delivered is None and (reason := self.reason) is not None:
-            self._delivered = reason
-            self._scope.cancel()
-
-
-class Context(Generic[ProgressT]):
-    """What an async job is given to work with; made by the library, one for each attempt.
+class AnyContext(Generic[ProgressT]):
+    """What both kinds of context tell; made by the library, one for each attempt.
 
     Attributes:
         name: The operation's name, the same on every attempt: name outside resources by it.
@@ -139,8 +66,10 @@ class Context(Generic[ProgressT]):
         self._reports = self._saved_reports = 0  # how often there was progress, and how much of that is saved
         self._stop = stop
         self._save = save
-        self._yielded_at = anyio.current_time()
-        self._task = anyio.get_current_task().id
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Note what the event loop tells; called on it."""
 
     @property
     def progress(self) -> ProgressT:
@@ -167,6 +96,31 @@ class Context(Generic[ProgressT]):
         """True if the operation goes on in another attempt, whose work is not to be cleaned away."""
         return self._stop.will_resume
 
+    def report(self, progress: ProgressT) -> None:
+        """Note progress for the next write: about once a second, and always before the operation's end.
+
+        For high rates; it costs no I/O. Use `checkpoint(progress)` for what a later attempt must not lose.
+        """
+        self._progress = progress
+        self._reports += 1
+
+    @property
+    def unsaved(self) -> int:
+        """The number of the latest report if it is not saved yet, else 0; for the library."""
+        return self._reports if self._reports > self._saved_reports else 0
+
+    def saved(self, report: int) -> None:
+        """Note that the progress is saved as it was at this report; for the library."""
+        self._saved_reports = max(self._saved_reports, report)
+
+
+class Context(AnyContext[ProgressT]):
+    """What an async job is given to work with."""
+
+    def _set_up(self) -> None:
+        self._yielded_at = anyio.current_time()
+        self._task = anyio.get_current_task().id
+
     async def checkpoint(self, progress: ProgressT | None = None) -> None:
         """Save the progress, if any is given, and stop here if the attempt is to stop.
 
@@ -181,7 +135,7 @@ class Context(Generic[ProgressT]):
             self.report(progress)  # if it can't be saved now, then with the next write
             await self._save()
             self._yielded_at = anyio.current_time()
-        cleaning = _cleaning.get()
+        cleaning = _cleaning.get() is not None
         if not cleaning:
             self._stop.deliver()
         if anyio.current_time() - self._yielded_at >= YIELD_EVERY:
@@ -192,18 +146,10 @@ class Context(Generic[ProgressT]):
         if self._stop.ended or (self._stop.delivered is not None and not cleaning and self._is_outside()):
             raise Stopped(f"{self.name}: this attempt is over or being stopped ({self._stop.reason})")
 
-    def report(self, progress: ProgressT) -> None:
-        """Note progress for the next write: about once a second, and always before the operation's end.
-
-        For high rates; it costs no I/O. Use `checkpoint(progress)` for what a later attempt must not lose.
-        """
-        self._progress = progress
-        self._reports += 1
-
     async def sleep(self, seconds: float) -> None:
         """Sleep, and stop at once if the attempt is to stop."""
         until = anyio.current_time() + seconds
-        if not _cleaning.get():
+        if _cleaning.get() is None:
             with anyio.move_on_after(seconds):
                 await self._stop.told.wait()
             await self.checkpoint()
@@ -215,7 +161,7 @@ class Context(Generic[ProgressT]):
 
         The lease is kept meanwhile. Checkpoints inside save, but never stop the job.
         """
-        token = _cleaning.set(True)
+        token = _cleaning.set(anyio.current_time() + seconds)
         try:
             with anyio.move_on_after(seconds, shield=True) as scope:
                 yield scope
@@ -224,19 +170,88 @@ class Context(Generic[ProgressT]):
         if scope.cancelled_caught:
             self.log.warning("cleanup took longer than %s s and was broken off", seconds)
 
-    @property
-    def unsaved(self) -> int:
-        """The number of the latest report if it is not saved yet, else 0; for the library."""
-        return self._reports if self._reports > self._saved_reports else 0
-
-    def saved(self, report: int) -> None:
-        """Note that the progress is saved as it was at this report; for the library."""
-        self._saved_reports = max(self._saved_reports, report)
-
     def _is_outside(self) -> bool:
         """Whether the current task is none of the attempt's: anyio knows no parent for a foreign one."""
         task = anyio.get_current_task()
         return task.id != self._task and task.parent_id is None
+
+
+class SyncContext(AnyContext[ProgressT]):
+    """What a job that runs in a thread is given to work with: the same names, blocking.
+
+    Threads that the job starts for its own work may use it too.
+    """
+
+    def _set_up(self) -> None:
+        self._loop = anyio.lowlevel.current_token()
+
+    def checkpoint(self, progress: ProgressT | None = None) -> None:
+        """Save the progress, if any is given, and stop here if the attempt is to stop.
+
+        With progress it returns after the commit. Without, it takes next to no time. While the store can't be
+        reached it waits.
+
+        Raises:
+            Stopped: The attempt is stopped; clean up and let it go on. It is no Exception.
+        """
+        if progress is not None:
+            self.report(progress)
+            try:
+                self._await(self._save)
+            except LeaseLost:
+                self._stop_here()
+                raise
+        self._stop_here()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, and stop at once if the attempt is to stop.
+
+        Raises:
+            Stopped: As by `checkpoint`.
+        """
+        self._await(anyio.sleep if _cleaning.get() is not None else self._stop.wait, seconds)
+        self._stop_here()
+
+    @contextmanager
+    def cleanup(self, *, seconds: float) -> Generator[None]:
+        """Do what must be done before the attempt ends, for so many seconds at most.
+
+        The lease is kept meanwhile. Checkpoints inside save, but never stop the job. A thread can't be broken
+        off: once the time is up, the calls of this context inside leave the block.
+        """
+        token = _cleaning.set(anyio.from_thread.run_sync(anyio.current_time, token=self._loop) + seconds)
+        try:
+            yield
+        except _CleanupOver:
+            self.log.warning("cleanup took longer than %s s and was broken off", seconds)
+        finally:
+            _cleaning.reset(token)
+
+    def _stop_here(self) -> None:
+        if self._stop.ended:
+            raise Stopped(f"{self.name}: this attempt is over")
+        if _cleaning.get() is None and self._stop.is_due:
+            anyio.from_thread.run_sync(self._stop.deliver, token=self._loop)
+            if self._stop.delivered is not None:
+                raise Stopped(f"{self.name}: this attempt is being stopped ({self._stop.reason})")
+
+    def _await(self, function: Callable[[Unpack[ArgsT]], Awaitable[T]], *args: *ArgsT) -> T:
+        """Call a function on the event loop and wait for it, whatever becomes of the attempt's scope."""
+        until = _cleaning.get()
+
+        async def shielded() -> T:
+            with anyio.CancelScope(shield=True, deadline=inf if until is None else until):
+                return await function(*args)
+            raise _CleanupOver(f"{self.name}: the time for cleanup is over")
+
+        try:
+            return anyio.from_thread.run(shielded, token=self._loop)
+        except (anyio.RunFinishedError, concurrent.futures.CancelledError) as error:
+            raise Stopped(f"{self.name}: the event loop is gone") from error
+
+
+class _CleanupOver(Stopped):
+    """The time of a `cleanup` is over."""
 
 
 class _OperationLog(logging.LoggerAdapter[logging.Logger]):

@@ -13,7 +13,7 @@ from typing import Any, Generic, get_args, get_origin, get_type_hints, overload
 from pydantic import BaseModel
 from typing_extensions import TypeVar
 
-from lro.context import Context
+from lro.context import Context, SyncContext
 from lro.lifecycle import RetryPolicy
 from lro.payload import Codec
 
@@ -52,12 +52,13 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         timeout: From the start of an operation to its deadline; None for none.
         retention: From an operation's end to its removal.
         cancellable: Whether cancel requests are taken.
+        in_thread: Whether it is a plain function, which runs in a thread.
     """
 
     def __init__(
         self,
         name: str,
-        function: Callable[..., Awaitable[ResultT]],
+        function: Callable[..., Any],  # Any: its result, or an awaitable of it
         *,
         params: Codec[ParamsT] | None,
         progress: Codec[ProgressT] | None,
@@ -81,6 +82,10 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         self.timeout = timeout
         self.retention = DEFAULT_RETENTION if retention is None else retention
         self.cancellable = cancellable
+        self.in_thread = not inspect.iscoroutinefunction(function)
+        if self.in_thread and grace is not None:
+            msg = f"job {name}: grace stops a job at any await, and a thread has none; it stops at checkpoints"
+            raise ValueError(msg)
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
 
@@ -88,8 +93,8 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         """Name the job."""
         return f"<Job {self.name!r}>"
 
-    def __call__(self, *arguments: Any, **named: Any) -> Awaitable[ResultT]:  # Any: the function's own
-        """Call the function itself."""
+    def __call__(self, *arguments: Any, **named: Any) -> Any:  # Any: the function's own
+        """Call the function itself: an async one returns an awaitable."""
         return self.function(*arguments, **named)
 
 
@@ -114,7 +119,13 @@ class _Decorator:
     def __call__(
         self, function: Callable[[Context[ProgressT]], Awaitable[ResultT]], /
     ) -> Job[None, ProgressT, ResultT]: ...
-    def __call__(self, function: Callable[..., Awaitable[Any]], /) -> Job[Any, Any, Any]:  # Any: see the overloads
+    @overload
+    def __call__(
+        self, function: Callable[[SyncContext[ProgressT], ParamsT], ResultT], /
+    ) -> Job[ParamsT, ProgressT, ResultT]: ...
+    @overload
+    def __call__(self, function: Callable[[SyncContext[ProgressT]], ResultT], /) -> Job[None, ProgressT, ResultT]: ...
+    def __call__(self, function: Callable[..., Any], /) -> Job[Any, Any, Any]:  # Any: see the overloads
         types = _signature_types(self._name, function, self._types)
         try:
             return Job(
@@ -145,6 +156,7 @@ def job(
 ) -> _Decorator:
     """Define a job: `async def function(ctx: Context[Progress], params: Params) -> Result`.
 
+    A plain `def function(ctx: SyncContext[Progress], params: Params) -> Result` runs in a thread of its worker's.
     Params and progress are pydantic models; `params` may be left out of the signature, and a bare Context
     means no progress. The result is a model, dict, list, scalar or None. Every field of the progress has a
     default: an operation begins with `Progress()`.
@@ -155,7 +167,7 @@ def job(
         restartable: Run again after a lost worker or a shutdown, at most 3 attempts in all; its progress is
             where it resumes. A job that is not is started at most once.
         grace: How long after a cancel request it is stopped at any await, if it reached no checkpoint. None
-            leaves it to checkpoints alone.
+            leaves it to checkpoints alone, which is all that a thread has.
         timeout: How long after its start an operation fails with DEADLINE_EXCEEDED. None for no deadline.
         retention: How long after its end an operation is kept; 30 days by default.
         cancellable: False refuses cancel requests with UNIMPLEMENTED.
@@ -190,8 +202,9 @@ def job(
 
 def _signature_types(name: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:  # Any: types
     """Return the types of params, progress and result; None for no params and for no progress."""
-    if not inspect.iscoroutinefunction(function):
-        msg = f"job {name}: {function!r} is no async function; define it with `async def`"
+    expected = Context if inspect.iscoroutinefunction(function) else SyncContext
+    if isinstance(function, type) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        msg = f"job {name}: {function!r} is no plain function; define it with `async def` or `def`, without yield"
         raise TypeError(msg)
     arguments = [
         argument
@@ -209,9 +222,9 @@ def _signature_types(name: str, function: Callable[..., Any], given: dict[str, A
         raise TypeError(msg)
     hints = _hints(function)
     types = dict(given)
-    context = hints.get(arguments[0].name, Context)
+    found = _progress_type(name, expected, hints.get(arguments[0].name, expected))
     if types["progress"] is None:
-        types["progress"] = _progress_type(name, context)
+        types["progress"] = found
     if len(arguments) == 1:
         if types["params"] is not None:
             msg = f"job {name}: it is given params={types['params']!r} and takes none: add the argument"
@@ -243,17 +256,17 @@ def _signature_types(name: str, function: Callable[..., Any], given: dict[str, A
     return types
 
 
-def _progress_type(name: str, context: Any) -> Any:  # Any: type forms
-    if isinstance(context, str):
-        found = re.fullmatch(r"(?:\w+\.)*Context(?:\[(.+)\])?", context)
-        if found:
-            return found[1]  # None for a bare Context, else a name that could not be looked up
-    if context is Context:
+def _progress_type(name: str, expected: type, context: Any) -> Any:  # Any: type forms
+    """Return the progress that the annotation of the context says, None for none, or a name not to be found."""
+    if isinstance(context, str) and (found := re.fullmatch(rf"(?:\w+\.)*{expected.__name__}(?:\[(.+)\])?", context)):
+        return found[1]
+    if context is expected:
         return None
-    if get_origin(context) is Context:
+    if get_origin(context) is expected:
         (progress,) = get_args(context)
         return None if progress is type(None) else progress
-    msg = f"job {name}: the first argument of an async job is a Context, not {context!r}"
+    kind = "an async job" if expected is Context else "a job that is a plain `def`, run in a thread,"
+    msg = f"job {name}: the first argument of {kind} is a {expected.__name__}, not {context!r}"
     raise TypeError(msg)
 
 

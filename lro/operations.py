@@ -186,6 +186,8 @@ class Operations:
         for field, value in (("timeout", duration), ("grace", stop_after), ("ttl", retention)):
             if value is not None and value < timedelta(0):
                 raise invalid(field, "must not be negative")
+        if grace is not None and job.in_thread:
+            raise invalid("grace", f"job {job.name} runs in a thread, which stops at checkpoints only")
         for field, words in (("requestId", request_id), ("target", target)):
             if words is not None and (len(words) > MAX_TEXT or not _is_text(words)):
                 raise invalid(field, f"must be text of at most {MAX_TEXT} characters")

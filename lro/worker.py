@@ -43,7 +43,7 @@ class Worker:
     Args:
         store: Where operations are found; open it first.
         jobs: The jobs to run; operations of others are left to other workers.
-        concurrency: How many attempts run at once.
+        concurrency: How many attempts run at once, in threads or not.
         lease: How long without a sign of life until others may take its operations over; renewed at a third.
         drain: How long a shutdown waits for jobs that are not restartable.
 
@@ -79,6 +79,7 @@ class Worker:
         self._drain = drain
         self._clock = clock or SystemClock()
         self._attempts: dict[str, Attempt] = {}
+        self._threads = anyio.CapacityLimiter(concurrency)  # of its own: an app's other threads are never in the way
         self._supervisor = Supervisor(log)
         self._closing = False
         self._wake_claimer = anyio.Event()
@@ -176,7 +177,7 @@ class Worker:
         if self._closing:
             await self._give_back(record)
             return
-        attempt = Attempt(self._jobs[record.job], record, self._store, self._clock)
+        attempt = Attempt(self._jobs[record.job], record, self._store, self._clock, self._threads)
         self._attempts[record.name] = attempt  # in place of one that is over and has just let it go
         self._supervisor.spawn(record.name, partial(self._run, attempt))
 
@@ -197,7 +198,7 @@ class Worker:
         outcome: Outcome | None = None
         try:
             outcome = await attempt.run()
-            if outcome != Unwound(StopReason.LEASE_LOST, forced=True):
+            if not (isinstance(outcome, Unwound) and outcome.reason is StopReason.LEASE_LOST):
                 await self._finish_undisturbed(attempt, outcome)
         except LeaseLost:
             log.warning("%s: the lease was lost; what this attempt made of it (%s) is dropped", name, outcome)
@@ -322,8 +323,9 @@ class Worker:
         while self._attempts:
             with anyio.move_on_after(UNWIND_LOG_EVERY):
                 await self._all_over()
-            for name in self._attempts:
-                log.error("%s was stopped and still runs: it swallows its cancellation; waiting for it", name)
+            for name, attempt in self._attempts.items():
+                why = "its thread reaches no checkpoint" if attempt.job.in_thread else "it swallows its cancellation"
+                log.error("%s was stopped and still runs: %s; waiting for it", name, why)
 
     async def _all_over(self) -> None:
         while self._attempts:

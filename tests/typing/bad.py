@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from pydantic import BaseModel
 
-from lro import Context, Operations, RetryPolicy, Worker, job
+from lro import Context, Operations, RetryPolicy, SyncContext, Worker, job
 from lro.store import open_store
 
 
@@ -43,6 +43,14 @@ async def count(ctx: Context) -> int:
     return "1"  # error
 
 
+@job("books.bind")
+def bind(ctx: SyncContext[Progress], params: Params) -> Rendered:
+    ctx.checkpoint(Other(book="b"))  # error
+    with ctx.cleanup():  # error
+        pass
+    return Rendered(url=params.pages)  # error
+
+
 job("books.retry", retry=3)  # error
 job("books.grace", grace=30)  # error
 job(name="books.name", unknown=True)  # error
@@ -72,10 +80,12 @@ async def use(operations: Operations) -> None:
     await operations.start(render, Params(pages=1), unknown=3)  # error
     await operations.start("books.render", Params(pages=1))  # error
     number: int = await operations.result(render, "operations/x")  # error
+    bound: int = await operations.result(bind, "operations/x")  # error
+    await operations.start(bind, Other(book="b"))  # error
     text: str = await operations.result(count, "operations/x")  # error
     await operations.result(count, "operations/x", timeout=3)  # error
     await operations.cancel("operations/x", "because")  # error
-    print(number, text, timedelta())  # noqa: T201 -- to use what is assigned
+    print(number, text, bound, timedelta())  # noqa: T201 -- to use what is assigned
 
 
 Worker(open_store("sqlite:///lro.db"), jobs=[plain])  # error

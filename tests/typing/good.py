@@ -5,7 +5,7 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from lro import Context, Job, Operation, Operations, RetryPolicy, Worker, job
+from lro import Context, Job, Operation, Operations, RetryPolicy, SyncContext, Worker, job
 from lro.store import open_store
 
 
@@ -55,17 +55,35 @@ async def clear(ctx: Context[None]) -> None:
     await ctx.checkpoint()
 
 
+@job("books.bind")
+def bind(ctx: SyncContext[Progress], params: Params) -> Rendered:
+    assert_type(ctx.progress, Progress)
+    ctx.checkpoint()
+    ctx.checkpoint(Progress(pages_done=ctx.progress.pages_done + 1))
+    with ctx.cleanup(seconds=10):
+        ctx.sleep(1)
+    return Rendered(url=f"{ctx.name}/{params.pages}")
+
+
+@job("books.weigh", restartable=True)
+def weigh(ctx: SyncContext) -> float:
+    ctx.checkpoint()
+    return 1.5
+
+
 assert_type(render, Job[Params, Progress, Rendered])
 assert_type(count, Job[None, None, int])
 assert_type(sort, Job[Params, None, list[str]])
 assert_type(scan, Job[None, Progress, dict[str, Any]])
 assert_type(clear, Job[None, None, None])
+assert_type(bind, Job[Params, Progress, Rendered])
+assert_type(weigh, Job[None, None, float])
 
 
 async def use() -> None:
     store = open_store("sqlite:///lro.db")
     operations = Operations(store)
-    async with store, Worker(store, jobs=[render, count, sort, scan, clear], concurrency=4) as worker:
+    async with store, Worker(store, jobs=[render, count, sort, scan, clear, bind, weigh], concurrency=4) as worker:
         assert_type(worker, Worker)
         operation = await operations.start(render, Params(pages=3), request_id="r", timeout=timedelta(hours=1))
         assert_type(operation, Operation)
@@ -75,5 +93,7 @@ async def use() -> None:
         assert_type(await operations.result(count, operation.name, timeout=timedelta(seconds=1)), int)
         assert_type(await operations.result(sort, operation.name), list[str])
         await operations.result(clear, operation.name)
+        assert_type(await operations.result(bind, operation.name), Rendered)
+        assert_type(await operations.result(weigh, operation.name), float)
         assert_type(await operations.wait(operation.name), Operation)
         assert_type(await operations.cancel(operation.name, reason="wrong book"), Operation)
