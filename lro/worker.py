@@ -51,7 +51,7 @@ class Worker:
         ValueError: Two jobs have the same name, or a number is out of its range.
 
     Attributes:
-        id: This worker's own name, new at each start.
+        id: Its name in the store, new at each start.
     """
 
     def __init__(
@@ -72,14 +72,21 @@ class Worker:
         if concurrency < 1 or lease <= timedelta(0) or drain < timedelta(0):
             msg = "Worker: concurrency is at least 1, lease is positive and drain is not negative"
             raise ValueError(msg)
-        self.id = uuid.uuid4().hex
         self._store = store
         self._concurrency = concurrency
         self._lease = lease
         self._drain = drain
         self._clock = clock or SystemClock()
+        self._works = False
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Make all that lasts from one start to its end."""
+        self.id = uuid.uuid4().hex
         self._attempts: dict[str, Attempt] = {}
-        self._threads = anyio.CapacityLimiter(concurrency)  # of its own: an app's other threads are never in the way
+        self._threads = anyio.CapacityLimiter(
+            self._concurrency
+        )  # of its own: an app's other threads are never in the way
         self._supervisor = Supervisor(log)
         self._closing = False
         self._wake_claimer = anyio.Event()
@@ -101,14 +108,16 @@ class Worker:
 
     async def __aenter__(self) -> Self:
         """Join the store and begin to claim."""
-        if self._closing:
-            msg = "this worker was shut down: make another one"
+        if self._works:
+            msg = "this worker works already: make another one"
             raise RuntimeError(msg)
+        self._start_over()  # a process forked meanwhile must not have the id of another
         await self._store.join(self.id, micros(self._lease))
         await self._supervisor.__aenter__()
         self._stop_listening = self._store.listen(self._notice)
         self._supervisor.start("claimer", self._claim)
         self._supervisor.start("keeper", self._keep)
+        self._works = True
         return self
 
     async def __aexit__(
@@ -124,6 +133,7 @@ class Worker:
                 await self._store.leave(self.id)
             except LROError as error:
                 log.warning("worker %s could not take its leave: %s", self.id, error)
+        self._works = False
 
     async def _claim(self) -> None:
         """Claim whenever there is a free slot and perhaps something due."""

@@ -410,13 +410,37 @@ async def test_a_worker_may_be_left_as_soon_as_it_is_entered(store: Store) -> No
     assert not worker.ready
 
 
-async def test_a_worker_is_used_once(store: Store) -> None:
-    worker = Worker(store, [])
-    async with worker:
-        await anyio.sleep(0.001)
+async def test_a_worker_is_entered_once_at_a_time_and_again_under_another_id(store: Store) -> None:
+    operations, story = Operations(store), Story()
+    quick = job("tests.quick")(_tell_it_ran(story))
+    worker = Worker(store, [quick])
+    ids = []
+    for _ in range(2):
+        async with worker:
+            with pytest.raises(RuntimeError, match="this worker works already: make another one"):
+                await worker.__aenter__()
+            ids.append(worker.id)
+            assert (await ended(operations, (await operations.start(quick)).name)).state is State.SUCCEEDED
+        assert not worker.ready
 
-    with pytest.raises(RuntimeError, match="this worker was shut down: make another one"):
+    assert ids[0] != ids[1]
+    assert story.told == ["ran", "ran"]
+
+
+async def test_a_worker_that_could_not_join_can_be_entered_later(url: str) -> None:
+    store = open_store(url)
+    worker = Worker(store, [])
+    with pytest.raises(StoreClosed):
         await worker.__aenter__()
+    async with store, worker:
+        assert worker.ready
+
+
+def _tell_it_ran(story: Story) -> Any:
+    async def quick(ctx: Context) -> None:
+        story.tell("ran")
+
+    return quick
 
 
 # -- leases and stops

@@ -9,7 +9,6 @@ process holds its lock too; then the beats decide.
 import fcntl
 import os
 import threading
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,7 +67,6 @@ class LockFiles:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._held: dict[str, int] = {}
-        _lock_files.add(self)
 
     def _path(self, owner: str) -> Path:
         return self.directory / f"{owner}.lock"
@@ -122,14 +120,3 @@ class LockFiles:
         while self._held:
             _, descriptor = self._held.popitem()
             os.close(descriptor)
-
-
-_lock_files: "weakref.WeakSet[LockFiles]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for locks in _lock_files:
-        locks.close()  # a child that kept them would hide its parent's death
-
-
-os.register_at_fork(after_in_child=_after_fork)

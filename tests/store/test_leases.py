@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lro.store.leases import Leases, LockFiles, _after_fork
+from lro.store.leases import Leases, LockFiles
 from lro.testing.contract import ManualClock
 
 LEASE = 30_000_000
@@ -147,13 +147,6 @@ def test_a_lock_that_is_held_elsewhere_is_refused_and_nothing_leaks(mine: LockFi
     after = _descriptors()
     assert after == before
     assert not mine.holds("w")
-
-
-def test_after_a_fork_the_childs_copies_are_closed(mine: LockFiles, others: LockFiles) -> None:
-    mine.acquire("w")
-    _after_fork()  # what the child runs; here it lets go of the parent's lock too, as there is one process
-    assert not mine.holds("w")
-    assert others.is_abandoned("w")
 
 
 def _descriptors() -> int:

@@ -90,7 +90,7 @@ def test_a_url_names_a_file(url: str, found: str) -> None:
     store = open_store(url)
     assert isinstance(store, SQLiteStore)
     assert store._path == Path(found).absolute()
-    assert repr(store) == f"<SQLiteStore {Path(found).name!r}, new>"
+    assert repr(store) == f"<SQLiteStore {Path(found).name!r}, closed>"
 
 
 @pytest.mark.parametrize(
@@ -176,14 +176,19 @@ async def test_another_schema_is_refused(path: Path, change: str, reason: str, m
     await _no_lane_threads()
 
 
-async def test_a_store_is_opened_once(path: Path) -> None:
+async def test_a_store_is_opened_once_at_a_time_and_again_after_its_end(path: Path) -> None:
     store = _store(path)
+    record = sample_record()
     async with store:
-        with pytest.raises(RuntimeError, match=r"<SQLiteStore 'lro.db', open> was opened before"):
+        with pytest.raises(RuntimeError, match=r"<SQLiteStore 'lro.db', open> is open already"):
             await store.__aenter__()
+        await store.insert(record)
+    with pytest.raises(StoreClosed):
+        await store.get(record.name)
+    async with store:
+        assert await store.get(record.name) == record
         await store.insert(sample_record())
-    with pytest.raises(RuntimeError, match=r"closed> was opened before"):
-        await store.__aenter__()
+    await _no_lane_threads()
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
@@ -658,6 +663,91 @@ async def test_a_forked_child_does_not_keep_its_parents_lock(path: Path) -> None
                 return found if found is not None and found.state is not State.RUNNING else None
 
             assert "WORKER_LOST" in ((await eventually(recovered, "the parent's death is seen")).error or "")
+
+
+FORKING = """
+    import asyncio, os, sys, pathlib, datetime
+    import anyio
+    from lro.errors import StoreClosed
+    from lro.store.sqlite import SQLiteStore
+    from lro.testing.contract import sample_record
+
+    def new() -> SQLiteStore:
+        return SQLiteStore(pathlib.Path(sys.argv[1]), durability="process", busy_timeout=datetime.timedelta(seconds=5))
+
+    async def refused(store: SQLiteStore) -> None:
+        calls = {
+            "get": lambda: store.get("operations/1"),
+            "insert": lambda: store.insert(sample_record()),
+            "join": lambda: store.join("w", 1),
+            "secret": lambda: store.secret(),
+        }
+        for what, call in calls.items():
+            try:
+                await call()
+            except StoreClosed as error:
+                print(what, error)
+        try:
+            async with store:
+                print("it opened")
+        except RuntimeError as error:
+            print("open", error)
+        await store.__aexit__(None, None, None)
+        async with new() as own:
+            print("own", (await own.get("operations/parent")).job, flush=True)
+
+    async def main() -> None:
+        async with new() as store:
+            await store.insert(sample_record(name="operations/parent"))
+            child = os.fork()
+            if child == 0:
+                asyncio.run(refused(store))
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            for index in range(100):
+                await store.insert(sample_record())
+            print("parent", (await store.get("operations/parent")).job)
+
+    anyio.run(main)
+"""
+
+
+async def test_a_store_opened_before_a_fork_is_refused_in_the_child(path: Path) -> None:
+    script = textwrap.dedent(FORKING)
+    done = await anyio.run_process([sys.executable, "-W", "ignore", "-c", script, str(path)], check=False)
+
+    assert done.returncode == 0, done.stderr.decode()
+    lines = done.stdout.decode().splitlines()
+    refusal = sqlite.FORKED
+    assert lines[:5] == [*(f"{what} {refusal}" for what in ("get", "insert", "join", "secret")), f"open {refusal}"]
+    assert lines[5:] == ["own books.render", "parent books.render"]
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert connection.execute("SELECT count(*) FROM operations").fetchone() == (101,)
+    connection.close()
+
+
+@pytest.mark.parametrize(("version", "warned"), [((3, 51, 2), True), ((3, 51, 3), False)])
+async def test_two_on_one_file_are_warned_of_a_sqlite_with_the_wal_reset_bug(
+    path: Path, version: tuple[int, int, int], warned: bool, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
+    caplog.set_level("WARNING", "lro.store")
+    async with _store(path) as first:
+        await first.insert(sample_record())
+        assert "WAL-reset" not in caplog.text, "alone it is safe"
+        async with _store(path) as second:
+            for _ in range(3):
+                await second.insert(sample_record())
+
+            async def both_warned() -> bool:
+                return caplog.text.count("has the WAL-reset bug") == 2
+
+            if warned:
+                await eventually(both_warned, "each of the two says so, once")
+            await first.insert(sample_record())
+    assert caplog.text.count("has the WAL-reset bug") == (2 if warned else 0)
 
 
 async def test_a_dead_worker_without_work_is_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sqlite3
+import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -55,8 +56,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+SAFE_TO_SHARE = (3, 51, 3)  # before it, sqlite.org/wal.html#walresetbug
 SWEEP_EVERY = 1.0  # seconds between two looks for what time has decided
 SWEEP_LIMIT = 500
+
+FORKED = "this store was opened before the process was forked: open one in the child, after the fork"
+WAL_RESET = (
+    "several processes share %s, and SQLite %s has the WAL-reset bug: in rare moments a commit may be lost or the file "
+    "damaged. Use a Python whose sqlite3 has SQLite 3.51.3 or newer, or one process for the file, and keep backups"
+)
 
 
 class Get(Request[Record | None]):
@@ -84,17 +92,23 @@ class SQLiteStore:
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._busy_timeout = busy_timeout.total_seconds()
         self._clock = clock or SystemClock()
+        self._state: Literal["closed", "opening", "open", "forked"] = "closed"
+        self._start_over()
+        _stores.add(self)
+
+    def _start_over(self) -> None:
+        """Make all that lasts from one opening to its end."""
         self._locks = LockFiles(self._path.with_name(self._path.name + ".workers"))
         self._leases = Leases(self._clock.monotonic, self._locks)
         self._hub = Hub()
-        self._bell = Bell(self._locks.directory, self._hub.publish_unknown)
+        self._bell = Bell(self._locks.directory, self._heard_another_process)
         self._supervisor = Supervisor(log)
         self._writes: Queue[AnyRequest] = Queue(self._serve_writes, f"write to {self._path.name}")
         self._gets: Queue[Get] = Queue(self._serve_gets, f"read of {self._path.name}")
         self._exits = AsyncExitStack()
         self._lease_times: dict[str, int] = {}  # of the workers that joined here
         self._secret = b""
-        self._state: Literal["new", "open", "closed"] = "new"
+        self._warned = False  # of a SQLite that is not safe for several processes
 
     def __repr__(self) -> str:
         """Name the file."""
@@ -104,22 +118,25 @@ class SQLiteStore:
         """Open the file, made if need be, bring its schema up to date, and settle what dead workers left.
 
         Raises:
-            RuntimeError: Not under asyncio, or it was opened before.
+            RuntimeError: Not under asyncio, or it is open, or was when this process was forked.
             FailedPrecondition: The file's schema is newer than this library, or its SQLite too old.
             Unavailable: The file can't be opened.
         """
-        if self._state != "new":
-            msg = f"{self!r} was opened before: a store is opened once, make another with open_store()"
+        if self._state != "closed":
+            msg = FORKED if self._state == "forked" else f"{self!r} is open already: share it, or make another"
             raise RuntimeError(msg)
         _require_asyncio()
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             found = sqlite3.sqlite_version
             msg = f"this Python uses SQLite {found}; lro needs {'.'.join(map(str, OLDEST_SQLITE))} or newer"
             raise FailedPrecondition(msg, reason="SQLITE_TOO_OLD", found=found)
+        self._state = "opening"
+        self._start_over()
         try:
             await self._open()
         except BaseException as error:
             await self._exits.aclose()
+            self._state = "closed"
             if isinstance(error, (OSError, sqlite3.Error)):
                 msg = f"{self._path} can't be opened: {error}"
                 raise Unavailable(msg, reason="STORE_UNAVAILABLE") from error
@@ -146,11 +163,15 @@ class SQLiteStore:
         self._supervisor.start("sweeper", self._keep_sweeping)
         self._exits.callback(self._bell.close)
         self._bell.open()
+        if self._bell.ring():
+            self._warn_of_sharing()
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Write what is queued and close the file."""
+        """Write what is queued and close the file; it can be opened again."""
+        if self._state == "forked":
+            return  # the threads and the event loop are the parent's
         await self._exits.aclose()  # each step of it shields itself
 
     async def _close_queues(self) -> None:
@@ -178,6 +199,7 @@ class SQLiteStore:
 
     async def get(self, name: str) -> Record | None:
         """See Store.get. Concurrent calls share one read."""
+        self._check_open()
         return await self._gets.put(Get(name)).wait()
 
     async def list(self, query: PageQuery) -> Sequence[Record]:
@@ -248,7 +270,7 @@ class SQLiteStore:
 
     def _check_open(self) -> None:
         if self._state != "open":
-            raise StoreClosed
+            raise StoreClosed(FORKED) if self._state == "forked" else StoreClosed()
 
     def _lease_time(self, owner: str) -> int:
         self._check_open()
@@ -259,6 +281,7 @@ class SQLiteStore:
             raise FailedPrecondition(msg, reason="NOT_JOINED", owner=owner) from None
 
     async def _write(self, request: Request[T]) -> T:
+        self._check_open()
         self._writes.put(request)  # type: ignore[arg-type]  # one of AnyRequest, whose answers are all told apart here
         return await request.wait()
 
@@ -282,6 +305,24 @@ class SQLiteStore:
         if written:
             self._hub.publish(written)
             self._bell.ring()
+
+    def _heard_another_process(self) -> None:
+        self._warn_of_sharing()
+        self._hub.publish_unknown()
+
+    def _warn_of_sharing(self) -> None:
+        """Say once that this SQLite can corrupt a file that several connections write."""
+        if not self._warned and sqlite3.sqlite_version_info < SAFE_TO_SHARE:
+            self._warned = True
+            log.warning(WAL_RESET, self._path, sqlite3.sqlite_version)
+
+    def let_go(self) -> None:
+        """Be of no use any more, in a child process: the file's locks, threads and loops are the parent's."""
+        if self._state in ("opening", "open"):
+            self._state = "forked"
+            self._locks.close()  # a child that kept them would hide its parent's death
+            self._bell.let_go()
+            _inherited.append(self)  # its connections stay as they are: SQLite forbids even to close them here
 
     async def _replace_writer(self) -> None:
         log.error("%s: the writer's connection is stuck in a transaction and is replaced", self._path)
@@ -411,3 +452,15 @@ def _require_asyncio() -> None:
     except RuntimeError:
         msg = "the SQLite store needs anyio's asyncio backend: aiosqlite does not run on trio"
         raise RuntimeError(msg) from None
+
+
+_stores: "weakref.WeakSet[SQLiteStore]" = weakref.WeakSet()
+_inherited: list[SQLiteStore] = []
+
+
+def _after_fork() -> None:
+    for store in _stores:
+        store.let_go()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -32,7 +32,7 @@ class Bell:
 
     def __init__(self, directory: Path, tell: Callable[[], None]) -> None:
         self._directory = directory
-        self._path = directory / f"{uuid.uuid4().hex[:12]}{SUFFIX}"
+        self._path = directory
         self._tell = tell
         self._socket: socket.socket | None = None
         self._telling: asyncio.TimerHandle | None = None
@@ -40,6 +40,7 @@ class Bell:
 
     def open(self) -> None:
         """Hang it up; without one, as where the path is too long for a socket, changes are found by looking."""
+        self._path = self._directory / f"{uuid.uuid4().hex[:12]}{SUFFIX}"
         bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         bell.setblocking(False)
         try:
@@ -64,19 +65,27 @@ class Bell:
         self._socket.close()
         self._socket = None
 
-    def ring(self) -> None:
-        """Ring all others; a bell whose process is gone is taken down."""
+    def let_go(self) -> None:
+        """Close it in a child process, and leave it hanging: it is the parent's."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def ring(self) -> int:
+        """Ring all others and return how many there are; a bell whose process is gone is taken down."""
         if self._socket is None:
-            return
+            return 0
+        rung = 0
         for name in os.listdir(self._directory):  # noqa: PTH208 -- after every commit: a Path for each costs more
             if not name.endswith(SUFFIX) or name == self._path.name:
                 continue
             try:
-                self._socket.sendto(b"!", f"{self._directory}/{name}")
+                rung += self._socket.sendto(b"!", f"{self._directory}/{name}")
             except (ConnectionRefusedError, FileNotFoundError):
                 (self._directory / name).unlink(missing_ok=True)
             except OSError:  # its queue is full: it will hear of something anyway
-                continue
+                rung += 1
+        return rung
 
     def _heard(self) -> None:
         assert self._socket is not None
