@@ -10,20 +10,20 @@ import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
 from pydantic import ValidationError
 
 from lro import lifecycle
-from lro.clock import Clock, micros, moment
+from lro.clock import Clock, micros
 from lro.context import AnyContext, Context, SyncContext
 from lro.errors import LeaseLost, OperationError, Stopped, Unavailable
 from lro.jobs import Job
 from lro.lifecycle import Lease, Outcome, Raised, Record, Returned, StopReason, Unwound
+from lro.logs import OperationLog, about
 from lro.payload import PayloadTooLarge
-from lro.principal import Principal
 from lro.status import Code, Status, error_info
 from lro.stop import Stop
 from lro.store import Store
@@ -79,6 +79,10 @@ class Attempt:
         """True once the outcome is known."""
         return self.stop.ended
 
+    @property
+    def _log(self) -> OperationLog:
+        return about(log, self.record)
+
     async def run(self) -> Outcome:
         """Run the job's function and say what became of it; raises nothing of the function's."""
         try:
@@ -131,7 +135,7 @@ class Attempt:
         try:
             return self._dump_progress()
         except Exception as error:
-            self._context.log.error("the reported progress can't be saved: %s", type(error).__name__)
+            self._log.error("the reported progress can't be saved: %s", type(error).__name__)
             self._context.saved(self._context.unsaved)  # said once; the next report is another
             return None
 
@@ -141,11 +145,7 @@ class Attempt:
         if job.progress is not None:
             progress = job.progress.load(record.progress or "{}")
         self._context = (SyncContext if job.in_thread else Context)(
-            name=record.name,
-            job=job.name,
-            attempt=record.attempt,
-            deadline=None if record.deadline_at is None else moment(record.deadline_at),
-            principal=Principal(record.owner, record.tenant),
+            record=record,
             progress=progress,
             stop=self.stop,
             save=self._save,
@@ -192,7 +192,7 @@ class Attempt:
             return self._failed(_lone(rest))
         reason = self.stop.delivered
         if reason is None:
-            log.error("%s: the job was cancelled by nobody that lro knows of", self.record.name, exc_info=group)
+            self._log.error("the job was cancelled by nobody that lro knows of", exc_info=group)
             message = f"{self.record.name} was stopped by a cancellation that nobody had asked for"
             return Raised(Status(Code.INTERNAL, message, (error_info("JOB_FAILED", name=self.record.name),)))
         return Unwound(reason, forced=self.stop.forced and not self.job.in_thread)  # a thread stops by itself
@@ -202,7 +202,7 @@ class Attempt:
         policy = self.job.retry
         if policy is None or not policy.covers(error):
             return Raised(status)
-        log.info("%s: attempt %d raised %s", self.record.name, self.record.attempt, type(error).__name__)
+        self._log.info("attempt %d raised %s", self.record.attempt, type(error).__name__)
         return Raised(status, micros(policy.delay(self.record.attempt, random.random())))  # noqa: S311 -- jitter
 
     def _result_error(self, error: BaseException) -> Raised:
@@ -216,11 +216,11 @@ class Attempt:
     def _internal(self, reason: str, error: BaseException | None) -> Status:
         """Log an error under an id and return what clients may know of it."""
         error_id = uuid.uuid4().hex[:16]
-        name = self.record.name
+        name, attempt, extra = self.record.name, self.record.attempt, {"error_id": error_id}
         try:
-            log.error("%s: attempt %d failed, error id %s", name, self.record.attempt, error_id, exc_info=error)
+            self._log.error("attempt %d failed, error id %s", attempt, error_id, exc_info=error, extra=extra)
         except RecursionError:
-            log.error("%s: attempt %d failed, error id %s: too deep to tell", name, self.record.attempt, error_id)
+            self._log.error("attempt %d failed, error id %s: too deep to tell", attempt, error_id, extra=extra)
         what = "its result has no JSON form" if reason == "RESULT_NOT_JSON" else "its job raised an exception"
         info = error_info(reason, name=name, errorId=error_id)
         return Status(Code.INTERNAL, f"{name} failed: {what}; the log has it under error id {error_id}", (info,))
@@ -230,17 +230,21 @@ class Attempt:
         if not isinstance(error, ValidationError):
             return self._internal("JOB_FAILED", error)
         name, model = self.record.name, error.title
-        log.error("%s: what is stored no longer fits %s", name, model, exc_info=error)
+        self._log.error("what is stored no longer fits %s", model, exc_info=error)
         message = f"{name} can't run: its stored params or progress no longer fit the model {model}"
         return Status(Code.FAILED_PRECONDITION, message, (error_info("PAYLOAD_STALE", name=name, model=model),))
 
 
-async def until_saved(write: Callable[[], Awaitable[T]], give_up: Callable[[], bool]) -> T | None:
+@overload
+async def until_saved(write: Callable[[], Awaitable[T]]) -> T: ...
+@overload
+async def until_saved(write: Callable[[], Awaitable[T]], give_up: Callable[[], bool]) -> T | None: ...
+async def until_saved(write: Callable[[], Awaitable[T]], give_up: Callable[[], bool] | None = None) -> T | None:
     """Repeat a write while the store can't be reached; None if it was given up.
 
     Args:
         write: The write; repeating it must be harmless.
-        give_up: Asked after each failure.
+        give_up: Asked after each failure; None for never.
 
     Raises:
         StoreClosed: The store is closed: it never will be reached again.
@@ -251,7 +255,7 @@ async def until_saved(write: Callable[[], Awaitable[T]], give_up: Callable[[], b
         try:
             return await write()
         except Unavailable as error:
-            if give_up():
+            if give_up is not None and give_up():
                 return None
             log.warning("%s; the write is repeated in %.2f s", error, wait)
         await anyio.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 -- jitter

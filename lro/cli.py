@@ -1,29 +1,52 @@
-"""The command line: `lro demo`. Needs the `cli` extra.
+"""The command line: `lro demo`, `lro serve` and `lro worker`. Needs the `cli` extra.
 
 Decides how commands are spelled and which exit code says what; the work is done elsewhere.
 """
 
+import logging
 import signal
 import sys
+from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 try:
     import typer
+    import uvicorn
+    from pythonjsonlogger.core import RESERVED_ATTRS
+    from pythonjsonlogger.json import JsonFormatter
     from rich.console import Console
+    from uvicorn.importer import ImportFromStringError, import_from_string
 except ModuleNotFoundError as error:  # pragma: no cover -- seen only where the extra is missing
     sys.exit(f"lro's command line needs the package {error.name}: install it with  pip install 'lro[cli]'")
 
+import anyio
+
+from lro.errors import LROError
+from lro.service import Service
+from lro.worker import Worker
+
 __all__ = ["app", "main"]
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
+EXIT_FAILED, EXIT_USAGE, EXIT_UNAVAILABLE = 1, 2, 5
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Cancellable long-running operations.")
 
 
-@app.callback()
-def _commands() -> None:
-    """Keep `lro demo` a subcommand while it is the only one."""
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+LogLevelOption = Annotated[LogLevel, typer.Option("--log-level", help="What is logged, to standard error.")]
+LogJsonOption = Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")]
 
 
 @app.command()
@@ -48,6 +71,86 @@ def demo(
         notes = "\n".join(getattr(error, "__notes__", ()))
         console.print(f"lro demo: {error}\n{notes}", style="red", highlight=False, markup=False)
         raise typer.Exit(EXIT_FAILED) from error
+
+
+@app.command()
+def serve(  # noqa: PLR0917 -- typer hands them over by name
+    target: Annotated[str, typer.Argument(metavar="MODULE:OBJECT", help="Where the Service is, as in app:service.")],
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for a free one.")] = 8000,
+    prefix: Annotated[str, typer.Option(help="What all paths begin with.")] = "/v1",
+    log_level: LogLevelOption = LogLevel.INFO,
+    log_json: LogJsonOption = False,
+) -> None:
+    """Serve a Service over HTTP until SIGTERM or Ctrl-C; it works too, unless it was made with worker=False."""
+    _set_up_logging(log_level, as_json=log_json)
+    service = _find("serve", target)
+    if not isinstance(service, Service):
+        what = type(service).__name__
+        _refuse("serve", f"{target} is a {what}, not a Service; an app of your own is served by  uvicorn {target}")
+    if not prefix.startswith("/") or prefix.endswith("/"):
+        _refuse("serve", f"--prefix {prefix}: begin with a slash, and end without one, as in /v1")
+    server = uvicorn.Server(uvicorn.Config(service.app(prefix), host=host, port=port, log_config=None))
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has shut down
+        server.run()
+    if not server.started:
+        raise typer.Exit(EXIT_UNAVAILABLE)
+
+
+@app.command()
+def worker(
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:OBJECT", help="Where the Service or the Worker is, as in app:service.")
+    ],
+    log_level: LogLevelOption = LogLevel.INFO,
+    log_json: LogJsonOption = False,
+) -> None:
+    """Run operations without serving HTTP, until SIGTERM or Ctrl-C; a second one ends at once."""
+    _set_up_logging(log_level, as_json=log_json)
+    found = _find("worker", target)
+    if not isinstance(found, (Service, Worker)):
+        _refuse("worker", f"{target} is a {type(found).__name__}, neither a Service nor a Worker")
+    try:
+        anyio.run(_work, found.worker if isinstance(found, Service) else found)
+    except LROError as error:
+        typer.echo(f"lro worker: {error}", err=True)
+        raise typer.Exit(EXIT_UNAVAILABLE) from error
+
+
+async def _work(worker: Worker) -> None:
+    async with worker.store, worker:
+        log.info("worker %s runs up to %d operations at once", worker.id, worker.concurrency)
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("%s: shutting down; once more to end at once", number.name)
+                break
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what then is running is taken over by others
+
+
+def _find(command: str, target: str) -> object:
+    """Import `module:object`, with the working directory on the path as under uvicorn."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return import_from_string(target)
+    except ImportFromStringError as error:
+        _refuse(command, str(error))
+
+
+def _refuse(command: str, why: str) -> NoReturn:
+    typer.echo(f"lro {command}: {why}", err=True)
+    raise typer.Exit(EXIT_USAGE)
+
+
+def _set_up_logging(level: LogLevel, *, as_json: bool) -> None:
+    handler = logging.StreamHandler()
+    if as_json:
+        names = {"levelname": "level", "name": "logger"}
+        hidden = [*RESERVED_ATTRS, "color_message"]  # uvicorn's second copy of its messages
+        fields = ["levelname", "name", "message"]
+        handler.setFormatter(JsonFormatter(fields, timestamp=True, rename_fields=names, reserved_attrs=hidden))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def main() -> None:

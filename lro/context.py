@@ -6,20 +6,21 @@ made by the library, one for each attempt; they deliver what `stop` was told.
 
 import concurrent.futures
 import logging
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import datetime
 from math import inf
-from typing import Any, Generic, TypeVarTuple, Unpack
+from typing import Generic, TypeVarTuple, Unpack
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
 from typing_extensions import TypeVar
 
+from lro.clock import moment
 from lro.errors import LeaseLost, Stopped
-from lro.lifecycle import StopReason
+from lro.lifecycle import Record, StopReason
+from lro.logs import about
 from lro.principal import Principal
 from lro.stop import Stop
 
@@ -48,20 +49,16 @@ class AnyContext(Generic[ProgressT]):
     def __init__(
         self,
         *,
-        name: str,
-        job: str,
-        attempt: int,
-        deadline: datetime | None,
-        principal: Principal,
+        record: Record,
         progress: ProgressT,
         stop: Stop,
         save: Callable[[], Awaitable[None]],
     ) -> None:
-        self.name = name
-        self.attempt = attempt
-        self.deadline = deadline
-        self.principal = principal
-        self.log = _OperationLog(logging.getLogger("lro.job"), {"operation": name, "job": job, "attempt": attempt})
+        self.name = record.name
+        self.attempt = record.attempt
+        self.deadline = None if record.deadline_at is None else moment(record.deadline_at)
+        self.principal = Principal(record.owner, record.tenant)
+        self.log = about(logging.getLogger("lro.job"), record)
         self._progress = progress
         self._reports = self._saved_reports = 0  # how often there was progress, and how much of that is saved
         self._stop = stop
@@ -252,11 +249,3 @@ class SyncContext(AnyContext[ProgressT]):
 
 class _CleanupOver(Stopped):
     """The time of a `cleanup` is over."""
-
-
-class _OperationLog(logging.LoggerAdapter[logging.Logger]):
-    """Adds the operation to every record, beside what the caller gives as `extra`."""
-
-    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:  # Any: as logging declares it
-        own: Mapping[str, object] = self.extra or {}
-        return f"{own['operation']}: {msg}", {**kwargs, "extra": {**own, **kwargs.get("extra", {})}}

@@ -388,10 +388,14 @@ class Operations:
         return job.result.load(record.response or "null")
 
     def begin_shutdown(self) -> None:
-        """End all waits now, each with the current state, and let no new one wait; final."""
+        """End all waits now, each with the current state, and let no new one wait until `resume`."""
         self._shutting_down = True
         for scope in tuple(self._waits):
             scope.cancel()
+
+    def resume(self) -> None:
+        """Let calls wait again: the service has been started anew."""
+        self._shutting_down = False
 
     async def _wait(self, name: str, seconds: float, verb: str, scope: Scope) -> Record:
         """Return the record once it is terminal, or as it is after so many seconds or at a shutdown."""

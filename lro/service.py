@@ -14,7 +14,8 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from starlette.routing import Router
+from starlette.applications import Starlette
+from starlette.routing import Mount, Router
 from starlette.types import Receive, Scope, Send
 
 from lro.errors import Unavailable
@@ -35,14 +36,14 @@ class Service:
         service = Service("sqlite:///lro.db", jobs=[render_book], auth=AllowAnonymous())
         app = Starlette(routes=[Mount("/v1", app=service)], lifespan=service.lifespan)
 
-    It runs while its `lifespan`, or `async with service:`, lasts; before that it answers 503. Mounts go
-    after the host's own routes.
+    It runs while its `lifespan`, or `async with service:`, lasts; before that it answers 503. It may be started
+    again after its end. Mounts go after the host's own routes; the same service may be mounted several times.
 
     Args:
         store: A store, or the URL of one.
         jobs: The jobs to run and to offer.
         auth: Who may do what; `AllowAnonymous()` for everybody everything.
-        worker: False to serve only, where other processes work.
+        worker: False to serve only, where other processes work: `lro worker MODULE:OBJECT` runs its worker alone.
         domain: The ErrorInfo's domain, such as "books.example.com".
         handle_signals: End waits on SIGTERM and SIGINT, before the server waits for their answers.
         concurrency: See Worker, as for the next two.
@@ -51,6 +52,7 @@ class Service:
 
     Attributes:
         operations: To start operations and look after them in process.
+        worker: Its worker, whether it runs along or not.
         start: The same as `operations.start`.
     """
 
@@ -71,7 +73,8 @@ class Service:
         jobs = list(jobs)
         self.operations = Operations(self._store, domain=domain)
         self.start = self.operations.start
-        self._worker = Worker(self._store, jobs, concurrency=concurrency, lease=lease, drain=drain) if worker else None
+        self.worker = Worker(self._store, jobs, concurrency=concurrency, lease=lease, drain=drain)
+        self._works = worker
         self._router = Router(
             routes=[
                 *health_routes(lambda: self.ready, domain=domain),
@@ -87,17 +90,18 @@ class Service:
     @property
     def ready(self) -> bool:
         """True while the store is open, the worker works, and all background loops run."""
-        return self._started and self._store.ready and (self._worker is None or self._worker.ready)
+        return self._started and self._store.ready and (not self._works or self.worker.ready)
 
     async def __aenter__(self) -> Self:
         """Open the store and begin to work."""
         async with AsyncExitStack() as exits:
             await exits.enter_async_context(self._store)
-            if self._worker is not None:
-                await exits.enter_async_context(self._worker)
+            if self._works:
+                await exits.enter_async_context(self.worker)
             if self._handle_signals:
                 exits.callback(_on_termination(self.begin_shutdown))
             exits.callback(self.begin_shutdown)
+            self.operations.resume()
             self._started = True
             self._exits = exits.pop_all()
         return self
@@ -118,6 +122,10 @@ class Service:
                 yield
 
         return running()
+
+    def app(self, prefix: str = "/v1") -> Starlette:
+        """Return an app of its own, for a process that serves nothing else."""
+        return Starlette(routes=[Mount(prefix, app=self)], lifespan=self.lifespan)
 
     def begin_shutdown(self) -> None:
         """End all waits at once, each with the current state of its operation."""

@@ -21,6 +21,7 @@ from lro.clock import Clock, SystemClock, micros
 from lro.errors import LeaseLost, LROError, NotFound, StoreClosed, Unavailable
 from lro.jobs import Job
 from lro.lifecycle import Outcome, Raised, Record, State, StopReason, Unwound
+from lro.logs import about
 from lro.status import Code, Status, error_info
 from lro.store import Store
 from lro.supervisor import Supervisor
@@ -51,6 +52,8 @@ class Worker:
         ValueError: Two jobs have the same name, or a number is out of its range.
 
     Attributes:
+        store: The store.
+        concurrency: How many attempts run at once.
         id: Its name in the store, new at each start.
     """
 
@@ -72,8 +75,8 @@ class Worker:
         if concurrency < 1 or lease <= timedelta(0) or drain < timedelta(0):
             msg = "Worker: concurrency is at least 1, lease is positive and drain is not negative"
             raise ValueError(msg)
-        self._store = store
-        self._concurrency = concurrency
+        self.store = store
+        self.concurrency = concurrency
         self._lease = lease
         self._drain = drain
         self._clock = clock or SystemClock()
@@ -85,7 +88,7 @@ class Worker:
         self.id = uuid.uuid4().hex
         self._attempts: dict[str, Attempt] = {}
         self._threads = anyio.CapacityLimiter(
-            self._concurrency
+            self.concurrency
         )  # of its own: an app's other threads are never in the way
         self._supervisor = Supervisor(log)
         self._closing = False
@@ -112,9 +115,9 @@ class Worker:
             msg = "this worker works already: make another one"
             raise RuntimeError(msg)
         self._start_over()  # a process forked meanwhile must not have the id of another
-        await self._store.join(self.id, micros(self._lease))
+        await self.store.join(self.id, micros(self._lease))
         await self._supervisor.__aenter__()
-        self._stop_listening = self._store.listen(self._notice)
+        self._stop_listening = self.store.listen(self._notice)
         self._supervisor.start("claimer", self._claim)
         self._supervisor.start("keeper", self._keep)
         self._works = True
@@ -130,7 +133,7 @@ class Worker:
         await self._supervisor.__aexit__(None, None, None)
         with anyio.CancelScope(shield=True):
             try:
-                await self._store.leave(self.id)
+                await self.store.leave(self.id)
             except LROError as error:
                 log.warning("worker %s could not take its leave: %s", self.id, error)
         self._works = False
@@ -138,7 +141,7 @@ class Worker:
     async def _claim(self) -> None:
         """Claim whenever there is a free slot and perhaps something due."""
         while not self._closing:
-            free = self._concurrency - len(self._attempts)
+            free = self.concurrency - len(self._attempts)
             if free <= 0:
                 self._slot_freed = anyio.Event()
                 await self._slot_freed.wait()
@@ -161,14 +164,14 @@ class Worker:
 
     async def _claim_due(self, limit: int) -> Sequence[Record]:
         self._claim_lost = True  # until we know better
-        records = await self._store.claim(self.id, self._jobs, limit)
+        records = await self.store.claim(self.id, self._jobs, limit)
         self._claim_lost = False
         return records
 
     async def _find_lost(self) -> Sequence[Record]:
         """Return what this worker holds and has never started."""
         known = {(attempt.record.name, attempt.lease.token) for attempt in self._attempts.values()}
-        records = await self._store.held(self.id)  # before the look, nobody but this loop could start one
+        records = await self.store.held(self.id)  # before the look, nobody but this loop could start one
         self._claim_lost = False
         return [record for record in records if (record.name, record.token) not in known]
 
@@ -187,7 +190,7 @@ class Worker:
         if self._closing:
             await self._give_back(record)
             return
-        attempt = Attempt(self._jobs[record.job], record, self._store, self._clock, self._threads)
+        attempt = Attempt(self._jobs[record.job], record, self.store, self._clock, self._threads)
         self._attempts[record.name] = attempt  # in place of one that is over and has just let it go
         self._supervisor.spawn(record.name, partial(self._run, attempt))
 
@@ -196,54 +199,56 @@ class Worker:
         transition = partial(lifecycle.give_back, lease=record.lease)
         until = anyio.current_time() + self._lease.total_seconds()  # after that it is anybody's
         try:
-            await until_saved(
-                partial(self._store.update, record.name, transition), lambda: anyio.current_time() > until
-            )
+            await until_saved(partial(self.store.update, record.name, transition), lambda: anyio.current_time() > until)
         except LROError as error:
-            log.warning("%s could not be given back: %s", record.name, error)
+            about(log, record).warning("it could not be given back: %s", error)
 
     async def _run(self, attempt: Attempt) -> None:
         """Run an attempt and write what became of it."""
-        name = attempt.record.name
+        record, began = attempt.record, anyio.current_time()
         outcome: Outcome | None = None
         try:
             outcome = await attempt.run()
             if not (isinstance(outcome, Unwound) and outcome.reason is StopReason.LEASE_LOST):
-                await self._finish_undisturbed(attempt, outcome)
+                self._log_end(await self._finish_undisturbed(attempt, outcome), anyio.current_time() - began)
         except LeaseLost:
-            log.warning("%s: the lease was lost; what this attempt made of it (%s) is dropped", name, outcome)
+            about(log, record).warning("the lease was lost; what this attempt made of it (%s) is dropped", outcome)
         except NotFound:
-            log.warning("%s is gone from the store; what this attempt made of it is dropped", name)
+            about(log, record).warning("it is gone from the store; what this attempt made of it is dropped")
         except StoreClosed:
-            log.error("%s: the store was closed before the end could be written; it is an orphan now", name)
+            about(log, record).error("the store was closed before the end could be written; it is an orphan now")
         finally:
-            if self._attempts.get(name) is attempt:
-                del self._attempts[name]
+            if self._attempts.get(record.name) is attempt:
+                del self._attempts[record.name]
             self._slot_freed.set()
 
-    async def _finish_undisturbed(self, attempt: Attempt, outcome: Outcome) -> None:
+    def _log_end(self, record: Record, seconds: float) -> None:
+        if log.isEnabledFor(logging.INFO):
+            state = record.state.value
+            extra = {"state": state, "seconds": round(seconds, 6)}
+            about(log, record).info("attempt ended after %.3f s: %s", seconds, state, extra=extra)
+
+    async def _finish_undisturbed(self, attempt: Attempt, outcome: Outcome) -> Record:
         """Write the outcome, even if the job has left a cancellation of its own behind in this task."""
         while True:
             try:
-                await self._finish(attempt, outcome)
+                return await self._finish(attempt, outcome)
             except anyio.get_cancelled_exc_class():  # this task is shielded: only Task.cancel() comes through
-                log.warning("%s: its task was cancelled by hand while its end was written", attempt.record.name)
-            else:
-                return
+                about(log, attempt.record).warning("its task was cancelled by hand while its end was written")
 
-    async def _finish(self, attempt: Attempt, outcome: Outcome) -> None:
+    async def _finish(self, attempt: Attempt, outcome: Outcome) -> Record:
         name, progress = attempt.record.name, attempt.report()
         finish = partial(lifecycle.finish, lease=attempt.lease, outcome=outcome, progress=progress)
         try:
-            await until_saved(partial(self._store.update, name, finish), lambda: False)
+            return await until_saved(partial(self.store.update, name, finish))
         except (LeaseLost, NotFound, StoreClosed):
             raise
         except LROError as error:  # the store can't keep it
-            log.exception("%s: its outcome can't be stored", name)
+            about(log, attempt.record).exception("its outcome can't be stored")
             info = error_info("RESULT_NOT_STORABLE", name=name)
             status = Status(Code.INTERNAL, f"{name} ended, but its outcome could not be stored: {error}", (info,))
             finish = partial(lifecycle.finish, lease=attempt.lease, outcome=Raised(status))
-            await until_saved(partial(self._store.update, name, finish), lambda: False)
+            return await until_saved(partial(self.store.update, name, finish))
 
     def _notice(self, record: Record | None) -> None:
         """Take a hint of the store's; called on each commit, so it is quick."""
@@ -289,10 +294,10 @@ class Worker:
             mine = list(self._attempts.values())
             try:
                 if now - renewed_at >= renew_every:
-                    records = await self._store.renew(self.id)
+                    records = await self.store.renew(self.id)
                     renewed_at = now
                 elif mine:
-                    records = await self._store.held(self.id)
+                    records = await self.store.held(self.id)
                 else:
                     continue
             except Unavailable as error:
@@ -315,7 +320,7 @@ class Worker:
         except LeaseLost:
             self._tell(attempt, None)
         except LROError as error:
-            log.warning("%s: its progress could not be saved: %s", attempt.record.name, error)
+            about(log, attempt.record).warning("its progress could not be saved: %s", error)
 
     async def _shut_down(self) -> None:
         self._closing = True
@@ -328,14 +333,14 @@ class Worker:
             await self._all_over()
         for attempt in self._attempts.values():
             if not attempt.over:
-                log.warning("%s did not end within the drain time and is stopped", attempt.record.name)
+                about(log, attempt.record).warning("it did not end within the drain time and is stopped")
                 attempt.stop.force(StopReason.SHUTDOWN)
         while self._attempts:
             with anyio.move_on_after(UNWIND_LOG_EVERY):
                 await self._all_over()
-            for name, attempt in self._attempts.items():
+            for attempt in self._attempts.values():
                 why = "its thread reaches no checkpoint" if attempt.job.in_thread else "it swallows its cancellation"
-                log.error("%s was stopped and still runs: %s; waiting for it", name, why)
+                about(log, attempt.record).error("it was stopped and still runs: %s; waiting for it", why)
 
     async def _all_over(self) -> None:
         while self._attempts:

@@ -874,7 +874,7 @@ async def test_a_job_that_swallows_its_stop_is_named_and_waited_for(
         await story.heard("runs")
 
     assert (await operations.get(name)).response == "at last"
-    assert f"{name} was stopped and still runs: it swallows its cancellation" in caplog.text
+    assert f"{name}: it was stopped and still runs: it swallows its cancellation" in caplog.text
 
 
 @pytest.mark.parametrize("restartable", [True, False])

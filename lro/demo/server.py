@@ -8,8 +8,6 @@ import socket
 import sys
 
 import uvicorn
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from lro.demo.jobs import archive, digest
 from lro.principal import AllowAnonymous
@@ -22,11 +20,10 @@ def main(database: str, port: int = 0) -> None:
     """Serve the demo's jobs from a database file until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     service = Service(f"sqlite:////{database.lstrip('/')}", jobs=[archive, digest], auth=AllowAnonymous())
-    app = Starlette(routes=[Mount("/v1", app=service)], lifespan=service.lifespan)
     listener = socket.create_server(("127.0.0.1", port))
     sys.stdout.write(f"listening on {listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    uvicorn.Server(uvicorn.Config(app, log_config=None)).run(sockets=[listener])
+    uvicorn.Server(uvicorn.Config(service.app(), log_config=None)).run(sockets=[listener])
 
 
 if __name__ == "__main__":

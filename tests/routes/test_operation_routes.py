@@ -323,7 +323,7 @@ def _all() -> Any:
 
 
 async def _start_deaf(service: Service) -> Any:
-    deaf = service._worker._jobs["deaf"]  # type: ignore[union-attr]
+    deaf = service.worker._jobs["deaf"]
     return await service.start(deaf)
 
 

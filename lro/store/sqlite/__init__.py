@@ -47,6 +47,7 @@ from lro.store.sqlite.bell import Bell
 from lro.store.sqlite.lane import Lane
 from lro.store.sqlite.setup import create_file, roll_back, set_up_reader, set_up_writer
 from lro.store.sqlite.transaction import DATA_ERRORS, SQLiteTransaction, to_record, to_records
+from lro.store.sqlite.turn import Turn
 from lro.supervisor import Supervisor
 
 __all__ = ["SQLiteStore"]
@@ -62,8 +63,9 @@ SWEEP_LIMIT = 500
 
 FORKED = "this store was opened before the process was forked: open one in the child, after the fork"
 WAL_RESET = (
-    "several processes share %s, and SQLite %s has the WAL-reset bug: in rare moments a commit may be lost or the file "
-    "damaged. Use a Python whose sqlite3 has SQLite 3.51.3 or newer, or one process for the file, and keep backups"
+    "several processes share %s, and SQLite %s has the WAL-reset bug, which can damage a file. The writes of lro "
+    "take turns and so avoid it: let nothing else write to the file (rows of your own belong in `within=`), or use a "
+    "Python whose sqlite3 has SQLite 3.51.3 or newer"
 )
 
 
@@ -99,6 +101,7 @@ class SQLiteStore:
     def _start_over(self) -> None:
         """Make all that lasts from one opening to its end."""
         self._locks = LockFiles(self._path.with_name(self._path.name + ".workers"))
+        self._turn = Turn(self._locks.directory / "write.turn", self._busy_timeout)
         self._leases = Leases(self._clock.monotonic, self._locks)
         self._hub = Hub()
         self._bell = Bell(self._locks.directory, self._heard_another_process)
@@ -145,6 +148,8 @@ class SQLiteStore:
 
     async def _open(self) -> None:
         create_file(self._path)
+        self._exits.callback(self._turn.close)
+        self._turn.open()
         self._writer = await self._open_lane()
         self._secret = await self._writer.run(self._set_up)
         self._reader = await self._open_lane()
@@ -191,7 +196,8 @@ class SQLiteStore:
         return lane
 
     def _set_up(self, connection: sqlite3.Connection) -> bytes:
-        return set_up_writer(connection, self._path, self._synchronous, self._clock.now())
+        with self._turn:
+            return set_up_writer(connection, self._path, self._synchronous, self._clock.now())
 
     async def insert(self, record: Record, within: Within | None = None) -> Record:
         """See Store.insert."""
@@ -311,7 +317,7 @@ class SQLiteStore:
         self._hub.publish_unknown()
 
     def _warn_of_sharing(self) -> None:
-        """Say once that this SQLite can corrupt a file that several connections write."""
+        """Say once what this SQLite does not bear."""
         if not self._warned and sqlite3.sqlite_version_info < SAFE_TO_SHARE:
             self._warned = True
             log.warning(WAL_RESET, self._path, sqlite3.sqlite_version)
@@ -321,6 +327,7 @@ class SQLiteStore:
         if self._state in ("opening", "open"):
             self._state = "forked"
             self._locks.close()  # a child that kept them would hide its parent's death
+            self._turn.close()
             self._bell.let_go()
             _inherited.append(self)  # its connections stay as they are: SQLite forbids even to close them here
 
@@ -400,11 +407,12 @@ class SQLiteStore:
         try:
             if self._finds_nothing(batch, connection):
                 return []
-            connection.execute("BEGIN IMMEDIATE")
-            transaction = SQLiteTransaction(connection, self._clock.now(), self._leases)
-            written = _finish(apply(batch, transaction))
-            what = "its outcome is unknown, so read again before you repeat it"
-            connection.execute("COMMIT")
+            with self._turn:
+                connection.execute("BEGIN IMMEDIATE")
+                transaction = SQLiteTransaction(connection, self._clock.now(), self._leases)
+                written = _finish(apply(batch, transaction))
+                what = "its outcome is unknown, so read again before you repeat it"
+                connection.execute("COMMIT")
         except DATA_ERRORS:
             raise
         except sqlite3.Error as error:
