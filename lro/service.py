@@ -38,6 +38,7 @@ class Service:
 
     It runs while its `lifespan`, or `async with service:`, lasts; before that it answers 503. It may be started
     again after its end. Mounts go after the host's own routes; the same service may be mounted several times.
+    Served by itself, `uvicorn module:service`, its paths have no prefix; `app` gives them one.
 
     Args:
         store: A store, or the URL of one.
@@ -80,7 +81,8 @@ class Service:
                 *health_routes(lambda: self.ready, domain=domain),
                 *operation_routes(self.operations, auth=auth),
                 *job_routes(self.operations, jobs=jobs, auth=auth),
-            ]
+            ],
+            lifespan=self.lifespan,  # for a server that has nothing else: a mount is told of none
         )
         self._domain = domain
         self._handle_signals = handle_signals

@@ -112,8 +112,3 @@ def test_the_two_commands_stand_there_to_be_pasted() -> None:
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_what_the_readme_links_to_is_there(path: str) -> None:
     assert (REPOSITORY / path).exists()
-
-
-def test_the_example_is_short() -> None:
-    for path in (REPOSITORY / "examples").glob("*.py"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 80, path

@@ -8,7 +8,8 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from inspect import isawaitable
 from typing import Any, cast
@@ -29,7 +30,7 @@ from lro.principal import Scope as Visible
 from lro.resource import error_body
 from lro.status import Code, Status, error_info
 
-__all__ = ["Exchange", "Fallback", "Handler", "JsonRoute", "error_response", "relative_path"]
+__all__ = ["Exchange", "Fallback", "Handler", "JsonRoute", "authenticate", "error_response", "relative_path"]
 
 log = logging.getLogger("lro.routes")
 
@@ -45,6 +46,33 @@ SYSTEM_PARAMETERS = frozenset(
         *("$.xgafv", "$apiVersion", "$ct", "$httpMethod"),
     }
 )  # cloud.google.com/apis/docs/system-parameters: never refused
+
+
+async def authenticate(auth: Authorization, request: Request) -> Principal:
+    """Ask the first hook who calls.
+
+    Raises:
+        Unauthenticated: It knows nobody.
+        Unavailable: It fails.
+    """
+    with _hooks():
+        who = auth.authenticate(request)
+        principal = await who if isawaitable(who) else who
+    if principal is None:
+        raise Unauthenticated
+    return principal
+
+
+@contextmanager
+def _hooks() -> Generator[None]:
+    """Deny the call if a hook of the service's fails."""
+    try:
+        yield
+    except LROError:
+        raise
+    except Exception as error:
+        log.exception("the authorization hooks failed; the call is refused")
+        raise Unavailable("the caller can't be checked now", reason="AUTHORIZATION_UNAVAILABLE") from error
 
 
 class Exchange:
@@ -74,18 +102,9 @@ class Exchange:
             Unauthenticated, PermissionDenied: They refuse.
             Unavailable: They fail.
         """
-        try:
-            who = self._auth.authenticate(self.request)
-            principal = await who if isawaitable(who) else who
-            if principal is None:
-                raise Unauthenticated
-            self.principal = principal
-            visible = await self._auth.authorize(principal, permission, resource)
-        except LROError:
-            raise
-        except Exception as error:
-            log.exception("the authorization hooks failed; the call is refused")
-            raise Unavailable("the caller can't be checked now", reason="AUTHORIZATION_UNAVAILABLE") from error
+        self.principal = await authenticate(self._auth, self.request)
+        with _hooks():
+            visible = await self._auth.authorize(self.principal, permission, resource)
         if visible is None:
             msg = f"Permission '{permission}' denied on resource '{resource}' (or it might not exist)."
             raise PermissionDenied(msg, permission=permission, name=resource)

@@ -1,0 +1,5 @@
+"""`python -m lro`: the command line."""
+
+from lro.cli import main
+
+main()
