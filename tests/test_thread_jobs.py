@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -141,6 +141,35 @@ async def test_a_hundred_of_them_leave_the_host_its_threads_and_its_event_loop(s
                 assert (await ended(operations, name)).state is State.SUCCEEDED
     finally:
         gate.opened.set()
+
+
+async def test_the_checkpoints_of_a_computing_thread_let_the_event_loop_in(store: Store, gate: Gate) -> None:
+    """Pure Python holds the GIL 5 ms at a time, and a write needs it a dozen times."""
+
+    @job("tests.compute")
+    def compute(ctx: SyncContext, params: Params) -> None:
+        gate.tell("computes")
+        while not gate.opened.is_set():
+            for _ in range(5000):
+                pass
+            if params.pages:
+                ctx.checkpoint()
+
+    operations = Operations(store)
+    took = {}
+    async with Worker(store, [compute]):
+        for looks in (True, False):
+            gate.opened.clear()
+            name = (await operations.start(compute, Params(pages=looks))).name
+            await until(lambda: gate.story.told.count("computes") == len(took) + 1)
+            began = time.monotonic()
+            for _ in range(8):
+                await operations.start(compute, Params(), schedule_at=datetime(2100, 1, 1, tzinfo=UTC))
+            took[looks] = time.monotonic() - began
+            gate.opened.set()
+            await ended(operations, name)
+
+    assert took[True] < took[False] / 2
 
 
 async def test_threads_that_the_job_starts_may_use_its_context(store: Store) -> None:
