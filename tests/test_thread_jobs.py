@@ -156,7 +156,7 @@ async def test_the_checkpoints_of_a_computing_thread_let_the_event_loop_in(store
                 ctx.checkpoint()
 
     operations = Operations(store)
-    took = {}
+    took: dict[bool, float] = {}
     async with Worker(store, [compute]):
         for looks in (True, False):
             gate.opened.clear()

@@ -52,8 +52,9 @@ def open_store(
         raise ValueError(msg)
 
     from lro.store.sqlite import SQLiteStore  # noqa: PLC0415 -- only who opens one pays for its driver
+    from lro.store.sqlite.place import File  # noqa: PLC0415
 
-    return SQLiteStore(Path(path), durability=durability, busy_timeout=busy_timeout)
+    return SQLiteStore(File(Path(path), durability=durability, busy_timeout=busy_timeout))
 
 
 def _scheme(url: str) -> str:

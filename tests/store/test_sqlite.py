@@ -25,8 +25,10 @@ from lro.clock import Clock
 from lro.errors import FailedPrecondition, InvalidArgument, StoreClosed, Unavailable
 from lro.lifecycle import CancelOutcome, Record, State
 from lro.store import PageQuery, open_store, sqlite
+from lro.store.leases import LockFiles
 from lro.store.migrations import shipped
 from lro.store.sqlite import SQLiteStore, lane
+from lro.store.sqlite.place import File
 from lro.testing.contract import START, ManualClock, OpenStore, StoreContract, eventually, sample_record
 
 LEASE = 30_000_000
@@ -58,7 +60,8 @@ def _store(
     busy_timeout: float = 5,
     durability: Literal["power", "process"] = "process",
 ) -> SQLiteStore:
-    return SQLiteStore(path, durability=durability, busy_timeout=timedelta(seconds=busy_timeout), clock=clock)
+    place = File(path, durability=durability, busy_timeout=timedelta(seconds=busy_timeout))
+    return SQLiteStore(place, clock=clock)
 
 
 def _note(record: Record, _: object) -> Record:
@@ -89,7 +92,7 @@ async def _ask(store: SQLiteStore, statement: str) -> list[Any]:
 def test_a_url_names_a_file(url: str, found: str) -> None:
     store = open_store(url)
     assert isinstance(store, SQLiteStore)
-    assert store._path == Path(found).absolute()
+    assert store._place.where == str(Path(found).absolute())
     assert repr(store) == f"<SQLiteStore {Path(found).name!r}, closed>"
 
 
@@ -452,12 +455,12 @@ async def test_joining_a_closed_store_leaves_no_lock(path: Path) -> None:
     store = _store(path)
     with pytest.raises(StoreClosed):
         await store.join("early", LEASE)
-    assert not store._locks.holds("early")
+    assert not _locks(store).holds("early")
     async with store:
         pass
     with pytest.raises(StoreClosed):
         await store.join("late", LEASE)
-    assert not store._locks.holds("late")
+    assert not _locks(store).holds("late")
 
 
 async def test_a_sweep_that_finds_the_database_locked_is_put_off(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,11 +577,11 @@ async def test_a_transaction_may_not_suspend() -> None:
 VICTIM = """
     import os, sys, time, pathlib, datetime
     import anyio
-    from lro.store.sqlite import SQLiteStore
+    from lro.store import open_store
 
     async def main() -> None:
         path, lease = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-        async with SQLiteStore(path, durability="process", busy_timeout=datetime.timedelta(seconds=5)) as store:
+        async with open_store(f"sqlite:////{path}", durability="process") as store:
             await store.join("victim", lease)
             (record,) = await store.claim("victim", ["books.render"], 1)
             child = os.fork() if sys.argv[3] == "fork" else None
@@ -669,13 +672,13 @@ FORKING = """
     import asyncio, os, sys, pathlib, datetime
     import anyio
     from lro.errors import StoreClosed
-    from lro.store.sqlite import SQLiteStore
+    from lro.store import open_store
     from lro.testing.contract import sample_record
 
-    def new() -> SQLiteStore:
-        return SQLiteStore(pathlib.Path(sys.argv[1]), durability="process", busy_timeout=datetime.timedelta(seconds=5))
+    def new():
+        return open_store(f"sqlite:////{sys.argv[1]}", durability="process")
 
-    async def refused(store: SQLiteStore) -> None:
+    async def refused(store) -> None:
         calls = {
             "get": lambda: store.get("operations/1"),
             "insert": lambda: store.insert(sample_record()),
@@ -905,3 +908,8 @@ async def _no_lane_threads() -> None:
     with anyio.fail_after(5):
         while _lane_threads():
             await anyio.sleep(0.001)
+
+
+def _locks(store: SQLiteStore) -> LockFiles:
+    assert store._place.locks is not None
+    return store._place.locks

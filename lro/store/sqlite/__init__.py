@@ -1,11 +1,9 @@
 """The SQLite store: one file, one writing connection a process, any number of processes on one machine.
 
-Holds the SQL and the connections. WAL mode; every write is BEGIN IMMEDIATE .. COMMIT in one call on the
-writer's thread; reads have connections of their own. The file is never opened except through SQLite:
-closing any other descriptor of it would drop this process's locks on it.
+Decides what is asked of which connection. WAL mode; every write is BEGIN IMMEDIATE .. COMMIT in one call on
+the writer's thread; reads have connections of their own. What a file needs beside that is `place`'s affair.
 """
 
-import asyncio
 import json
 import logging
 import os
@@ -14,9 +12,7 @@ import sqlite3
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
-from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -41,13 +37,11 @@ from lro.store.batch import (
     apply,
 )
 from lro.store.hints import Hub, Listener, Watch
-from lro.store.leases import UNKNOWN_LEASE, Leases, LockFiles
+from lro.store.leases import UNKNOWN_LEASE, Leases
 from lro.store.sqlite import statements as sql
-from lro.store.sqlite.bell import Bell
-from lro.store.sqlite.lane import Lane
-from lro.store.sqlite.setup import create_file, roll_back, set_up_reader, set_up_writer
+from lro.store.sqlite.place import Place, RunsOnConnection
+from lro.store.sqlite.setup import roll_back, set_up_reader, set_up_writer
 from lro.store.sqlite.transaction import DATA_ERRORS, SQLiteTransaction, to_record, to_records
-from lro.store.sqlite.turn import Turn
 from lro.supervisor import Supervisor
 
 __all__ = ["SQLiteStore"]
@@ -57,16 +51,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
-SAFE_TO_SHARE = (3, 51, 3)  # before it, sqlite.org/wal.html#walresetbug
 SWEEP_EVERY = 1.0  # seconds between two looks for what time has decided
 SWEEP_LIMIT = 500
 
 FORKED = "this store was opened before the process was forked: open one in the child, after the fork"
-WAL_RESET = (
-    "several processes share %s, and SQLite %s has the WAL-reset bug, which can damage a file. The writes of lro "
-    "take turns and so avoid it: let nothing else write to the file (rows of your own belong in `within=`), or use a "
-    "Python whose sqlite3 has SQLite 3.51.3 or newer"
-)
 
 
 class Get(Request[Record | None]):
@@ -80,19 +68,15 @@ class Get(Request[Record | None]):
 
 
 class SQLiteStore:
-    """A Store in one SQLite file. Made by `open_store`, which documents the arguments."""
+    """A Store on SQLite; `open_store` makes one in a file.
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        durability: Literal["power", "process"],
-        busy_timeout: timedelta,
-        clock: Clock | None = None,
-    ) -> None:
-        self._path = path.absolute()
-        self._synchronous = "FULL" if durability == "power" else "NORMAL"
-        self._busy_timeout = busy_timeout.total_seconds()
+    Args:
+        place: Where its tables are.
+        clock: Where it reads the time.
+    """
+
+    def __init__(self, place: Place, *, clock: Clock | None = None) -> None:
+        self._place = place
         self._clock = clock or SystemClock()
         self._state: Literal["closed", "opening", "open", "forked"] = "closed"
         self._start_over()
@@ -100,22 +84,18 @@ class SQLiteStore:
 
     def _start_over(self) -> None:
         """Make all that lasts from one opening to its end."""
-        self._locks = LockFiles(self._path.with_name(self._path.name + ".workers"))
-        self._turn = Turn(self._locks.directory / "write.turn", self._busy_timeout)
-        self._leases = Leases(self._clock.monotonic, self._locks)
+        self._leases = Leases(self._clock.monotonic, self._place.locks)
         self._hub = Hub()
-        self._bell = Bell(self._locks.directory, self._heard_another_process)
         self._supervisor = Supervisor(log)
-        self._writes: Queue[AnyRequest] = Queue(self._serve_writes, f"write to {self._path.name}")
-        self._gets: Queue[Get] = Queue(self._serve_gets, f"read of {self._path.name}")
+        self._writes: Queue[AnyRequest] = Queue(self._serve_writes, f"write to {self._place.name}")
+        self._gets: Queue[Get] = Queue(self._serve_gets, f"read of {self._place.name}")
         self._exits = AsyncExitStack()
         self._lease_times: dict[str, int] = {}  # of the workers that joined here
         self._secret = b""
-        self._warned = False  # of a SQLite that is not safe for several processes
 
     def __repr__(self) -> str:
-        """Name the file."""
-        return f"<SQLiteStore {self._path.name!r}, {self._state}>"
+        """Name the place."""
+        return f"<SQLiteStore {self._place.name!r}, {self._state}>"
 
     async def __aenter__(self) -> Self:
         """Open the file, made if need be, bring its schema up to date, and settle what dead workers left.
@@ -128,7 +108,6 @@ class SQLiteStore:
         if self._state != "closed":
             msg = FORKED if self._state == "forked" else f"{self!r} is open already: share it, or make another"
             raise RuntimeError(msg)
-        _require_asyncio()
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             found = sqlite3.sqlite_version
             msg = f"this Python uses SQLite {found}; lro needs {'.'.join(map(str, OLDEST_SQLITE))} or newer"
@@ -141,22 +120,19 @@ class SQLiteStore:
             await self._exits.aclose()
             self._state = "closed"
             if isinstance(error, (OSError, sqlite3.Error)):
-                msg = f"{self._path} can't be opened: {error}"
+                msg = f"{self._place.where} can't be opened: {error}"
                 raise Unavailable(msg, reason="STORE_UNAVAILABLE") from error
             raise
         return self
 
     async def _open(self) -> None:
-        create_file(self._path)
-        self._exits.callback(self._turn.close)
-        self._turn.open()
+        await self._place.open(self._exits, self._hub.publish_unknown)
         self._writer = await self._open_lane()
         self._secret = await self._writer.run(self._set_up)
         self._reader = await self._open_lane()
         self._lister = await self._open_lane()
         for lane in (self._reader, self._lister):
             await lane.run(set_up_reader)
-        self._exits.callback(self._locks.close)
         await self._exits.enter_async_context(self._supervisor)
         self._exits.push_async_callback(self._close_queues)
         self._writes.open()
@@ -166,10 +142,6 @@ class SQLiteStore:
         self._supervisor.start("reader", self._gets.run)
         await self._sweep_all()
         self._supervisor.start("sweeper", self._keep_sweeping)
-        self._exits.callback(self._bell.close)
-        self._bell.open()
-        if self._bell.ring():
-            self._warn_of_sharing()
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -182,22 +154,22 @@ class SQLiteStore:
     async def _close_queues(self) -> None:
         self._state = "closed"
         with anyio.CancelScope(shield=True):
-            await self._writes.close(self._busy_timeout + 1)
-            await self._gets.close(self._busy_timeout + 1)
+            await self._writes.close(self._place.patience + 1)
+            await self._gets.close(self._place.patience + 1)
 
     @property
     def ready(self) -> bool:
         """True while it is open and all its background loops run."""
         return self._state == "open" and self._supervisor.healthy
 
-    async def _open_lane(self) -> Lane:
-        lane = await Lane.open(self._path, timeout=self._busy_timeout)
+    async def _open_lane(self) -> RunsOnConnection:
+        lane = await self._place.connect()
         self._exits.push_async_callback(lane.close)
         return lane
 
     def _set_up(self, connection: sqlite3.Connection) -> bytes:
-        with self._turn:
-            return set_up_writer(connection, self._path, self._synchronous, self._clock.now())
+        with self._place.turn:
+            return set_up_writer(connection, self._place.where, self._place.synchronous, self._clock.now())
 
     async def insert(self, record: Record, within: Within | None = None) -> Record:
         """See Store.insert."""
@@ -237,7 +209,8 @@ class SQLiteStore:
         """See Store.join."""
         self._check_open()
         self._lease_times[owner] = lease_time
-        self._locks.acquire(owner)  # before its row: a row without a held lock is a dead worker's
+        if self._place.locks is not None:
+            self._place.locks.acquire(owner)  # before its row: a row without a held lock is a dead worker's
         await self._beat(owner)
 
     async def renew(self, owner: str) -> Sequence[Record]:
@@ -253,7 +226,8 @@ class SQLiteStore:
         """See Store.leave."""
         if await self._write(Call(partial(SQLiteTransaction.run, statement=sql.LEAVE, values=(owner,)))):
             self._lease_times.pop(owner, None)
-            self._locks.release(owner)
+            if self._place.locks is not None:
+                self._place.locks.release(owner)
             self._leases.forget(owner)
 
     async def secret(self) -> bytes:
@@ -298,7 +272,7 @@ class SQLiteStore:
         except UnicodeEncodeError:
             return ()  # half of a surrogate pair is in no stored text
         except sqlite3.Error as error:
-            raise _unavailable(error, self._path, "the read failed") from error
+            raise _unavailable(error, self._place.name, "the read failed") from error
 
     async def _serve_writes(self, batch: Sequence[AnyRequest]) -> None:
         try:
@@ -310,29 +284,17 @@ class SQLiteStore:
             raise
         if written:
             self._hub.publish(written)
-            self._bell.ring()
-
-    def _heard_another_process(self) -> None:
-        self._warn_of_sharing()
-        self._hub.publish_unknown()
-
-    def _warn_of_sharing(self) -> None:
-        """Say once what this SQLite does not bear."""
-        if not self._warned and sqlite3.sqlite_version_info < SAFE_TO_SHARE:
-            self._warned = True
-            log.warning(WAL_RESET, self._path, sqlite3.sqlite_version)
+            self._place.ring()
 
     def let_go(self) -> None:
         """Be of no use any more, in a child process: the file's locks, threads and loops are the parent's."""
         if self._state in ("opening", "open"):
             self._state = "forked"
-            self._locks.close()  # a child that kept them would hide its parent's death
-            self._turn.close()
-            self._bell.let_go()
+            self._place.let_go()
             _inherited.append(self)  # its connections stay as they are: SQLite forbids even to close them here
 
     async def _replace_writer(self) -> None:
-        log.error("%s: the writer's connection is stuck in a transaction and is replaced", self._path)
+        log.error("%s: the writer's connection is stuck in a transaction and is replaced", self._place.where)
         await self._writer.close()
         self._writer = await self._open_lane()
         await self._writer.run(self._set_up)
@@ -342,7 +304,7 @@ class SQLiteStore:
         try:
             rows = await self._reader.run(lambda connection: connection.execute(sql.READ, (names,)).fetchall())
         except sqlite3.Error as error:
-            raise _unavailable(error, self._path, "the read failed") from error
+            raise _unavailable(error, self._place.name, "the read failed") from error
         found = {record.name: record for record in map(to_record, rows)}
         for request in batch:
             request.answer(found.get(request.name))
@@ -353,20 +315,20 @@ class SQLiteStore:
             try:
                 await self._sweep_all()
             except Unavailable as error:
-                log.warning("%s: the sweep is put off: %s", self._path, error)
+                log.warning("%s: the sweep is put off: %s", self._place.where, error)
 
     async def _sweep_all(self) -> None:
         """Settle what time has decided; costs no write where there is nothing."""
         try:
             due, dead, idle = await self._lister.run(self._look_around)
         except sqlite3.Error as error:
-            raise _unavailable(error, self._path, "the read failed") from error
+            raise _unavailable(error, self._place.name, "the read failed") from error
         while due or dead:
             changed = await self._write(Select(Overdue(SWEEP_LIMIT), lifecycle.sweep))
             if len(changed) < SWEEP_LIMIT:
                 break
         for owner in idle:
-            log.info("%s: worker %s is gone", self._path, owner)
+            log.info("%s: worker %s is gone", self._place.where, owner)
             await self.leave(owner)
 
     def _look_around(self, connection: sqlite3.Connection) -> tuple[bool, bool, set[str]]:
@@ -407,7 +369,7 @@ class SQLiteStore:
         try:
             if self._finds_nothing(batch, connection):
                 return []
-            with self._turn:
+            with self._place.turn:
                 connection.execute("BEGIN IMMEDIATE")
                 transaction = SQLiteTransaction(connection, self._clock.now(), self._leases)
                 written = _finish(apply(batch, transaction))
@@ -416,7 +378,7 @@ class SQLiteStore:
         except DATA_ERRORS:
             raise
         except sqlite3.Error as error:
-            raise _unavailable(error, self._path, what) from error
+            raise _unavailable(error, self._place.name, what) from error
         finally:
             roll_back(connection)
         return written
@@ -445,21 +407,13 @@ def _finish(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: never sends or yiel
     raise RuntimeError(msg)
 
 
-def _unavailable(error: sqlite3.Error, path: Path, what: str) -> Unavailable:
+def _unavailable(error: sqlite3.Error, place: str, what: str) -> Unavailable:
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     unknown = "unknown" in what
     return Unavailable(
-        f"{path.name}: {name} ({error}): {what}; try again",
+        f"{place}: {name} ({error}): {what}; try again",
         reason="OUTCOME_UNKNOWN" if unknown else "STORE_UNAVAILABLE",
     )
-
-
-def _require_asyncio() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        msg = "the SQLite store needs anyio's asyncio backend: aiosqlite does not run on trio"
-        raise RuntimeError(msg) from None
 
 
 _stores: "weakref.WeakSet[SQLiteStore]" = weakref.WeakSet()

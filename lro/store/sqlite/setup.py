@@ -28,12 +28,12 @@ def set_up_reader(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_autocheckpoint = 0")
 
 
-def set_up_writer(connection: sqlite3.Connection, path: Path, synchronous: str, now: int) -> bytes:
+def set_up_writer(connection: sqlite3.Connection, place: str, synchronous: str, now: int) -> bytes:
     """Make it the connection that writes, bring the schema up to date, and return the file's secret.
 
     Args:
         connection: The connection.
-        path: The file, for messages.
+        place: What it is called, for messages.
         synchronous: SQLite's `synchronous`.
         now: The time, for the table of migrations.
 
@@ -46,12 +46,12 @@ def set_up_writer(connection: sqlite3.Connection, path: Path, synchronous: str, 
     try:
         connection.execute(sql.MIGRATIONS)
         applied = dict(connection.execute(sql.APPLIED).fetchall())
-        for migration in missing(shipped("sqlite"), applied, str(path)):
+        for migration in missing(shipped("sqlite"), applied, place):
             for statement in _statements(migration.sql):
                 connection.execute(statement)
             note = (migration.number, migration.name, migration.checksum, now)
             connection.execute(sql.NOTE_MIGRATION, note)
-            log.info("%s: migration %d (%s) applied", path, migration.number, migration.name)
+            log.info("%s: migration %d (%s) applied", place, migration.number, migration.name)
         connection.execute(sql.MAKE_SECRET)
         (secret,) = connection.execute(sql.SECRET).fetchone()
         connection.execute("COMMIT")
