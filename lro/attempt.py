@@ -48,6 +48,7 @@ class Attempt:
         store: Where its progress is saved.
         clock: Tells how far the deadline is.
         threads: Whose threads a job runs in that is a plain function.
+        stop: Makes its Stop.
 
     Attributes:
         record: See above; its lease is the one that the attempt runs under.
@@ -62,6 +63,8 @@ class Attempt:
         store: Store,
         clock: Clock,
         threads: anyio.CapacityLimiter,
+        *,
+        stop: Callable[..., Stop] = Stop,
     ) -> None:
         assert record.lease is not None
         self.job = job
@@ -71,7 +74,7 @@ class Attempt:
         self._threads = threads
         self._scope = anyio.CancelScope(shield=True)  # only we cancel it: a cancelled host is a shutdown
         left = inf if record.deadline_at is None else (record.deadline_at - clock.now()) / 1_000_000
-        self.stop = Stop(self._scope, restartable=record.restartable, deadline=anyio.current_time() + left)
+        self.stop = stop(self._scope, restartable=record.restartable, deadline=anyio.current_time() + left)
         self._context: AnyContext[Any] | None = None  # Any: the job's own progress, here and below
 
     @property

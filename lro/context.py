@@ -232,9 +232,9 @@ class SyncContext(AnyContext[ProgressT]):
         if self._stop.ended:
             raise Stopped(f"{self.name}: this attempt is over")
         if _cleaning.get() is None and self._stop.is_due:
-            anyio.from_thread.run_sync(self._stop.deliver, token=self._loop)
-            if self._stop.delivered is not None:
-                raise Stopped(f"{self.name}: this attempt is being stopped ({self._stop.reason})")
+            reason = anyio.from_thread.run_sync(self._stop.deliver, token=self._loop)
+            if reason is not None:
+                raise Stopped(f"{self.name}: this attempt is being stopped ({reason})")
 
     def _await(self, function: Callable[[Unpack[ArgsT]], Awaitable[T]], *args: *ArgsT) -> T:
         """Call a function on the event loop and wait for it, whatever becomes of the attempt's scope."""

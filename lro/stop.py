@@ -63,7 +63,7 @@ class Stop:
     @property
     def delivered(self) -> StopReason | None:
         """The reason that the scope was cancelled for, or None while it was not."""
-        if self._delivered is None and self._scope.cancel_called:  # by its deadline: whichever came first
+        if self._delivered is None and self._is_cancelled():  # by its deadline: whichever came first
             self.forced = True
             is_cancel = self._force_cancel_at <= self._deadline
             self._delivered = StopReason.CANCEL if is_cancel else StopReason.DEADLINE
@@ -89,11 +89,18 @@ class Stop:
         """Whether the next checkpoint is to stop the job; may be asked from any thread."""
         return self.reason is not None
 
-    def deliver(self) -> None:
-        """Cancel the scope if a stop is due; the caller stands at a checkpoint."""
+    def deliver(self) -> StopReason | None:
+        """Cancel the scope if a stop is due, and return why; the caller stands at a checkpoint."""
         if self.delivered is None and (reason := self.reason) is not None:
             self._delivered = reason
             self._scope.cancel()
+        return self._delivered
+
+    def _is_cancelled(self) -> bool:
+        try:
+            return self._scope.cancel_called
+        except RuntimeError:
+            return False  # asked from a thread, which trio refuses: the next `deliver` will know
 
     async def wait(self, seconds: float) -> None:
         """Wait until a checkpoint is to stop the job, or that many seconds; outside the scope."""

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import sqlite3
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -100,3 +101,15 @@ def test_a_line_is_json(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / path).exists(), path
+
+
+@pytest.mark.parametrize("heading", sorted(blocks(REPOSITORY / "docs" / "testing.md")))
+def test_the_tests_that_are_shown_pass(heading: str, tmp_path: Path) -> None:
+    conftest = "import pytest\n\npytest_plugins = ['lro.testing.plugin']\n\n@pytest.fixture\ndef anyio_backend():\n"
+    (tmp_path / "conftest.py").write_text(f"{conftest}    return 'asyncio'\n", encoding="utf-8")
+    shown = blocks(REPOSITORY / "docs" / "testing.md")[heading]
+    (tmp_path / "test_shown.py").write_text(shown, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "anyio_mode=auto", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{shown.count('async def test_')} passed" in done.stdout

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from pydantic import BaseModel
 
-from lro import Context, Operations, RetryPolicy, SyncContext, Worker, job
+from lro import Context, Operations, RetryPolicy, SyncContext, Worker, job, testing
 from lro.store import open_store
 
 
@@ -85,6 +85,9 @@ async def use(operations: Operations) -> None:
     text: str = await operations.result(count, "operations/x")  # error
     await operations.result(count, "operations/x", timeout=3)  # error
     await operations.cancel("operations/x", "because")  # error
+    await testing.run(render)  # error
+    await testing.run(render, Other(book="b"))  # error
+    await testing.run(render, Params(pages=1), cancel_at="3")  # error
     print(number, text, bound, timedelta())  # noqa: T201 -- to use what is assigned
 
 

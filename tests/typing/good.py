@@ -5,7 +5,7 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from lro import Context, Job, Operation, Operations, RetryPolicy, SyncContext, Worker, job
+from lro import Context, Job, Operation, Operations, RetryPolicy, SyncContext, Worker, job, testing
 from lro.store import open_store
 
 
@@ -97,3 +97,11 @@ async def use() -> None:
         assert_type(await operations.result(weigh, operation.name), float)
         assert_type(await operations.wait(operation.name), Operation)
         assert_type(await operations.cancel(operation.name, reason="wrong book"), Operation)
+
+
+async def try_out() -> None:
+    outcome = await testing.run(render, Params(pages=3), cancel_at=2)
+    assert_type(outcome, testing.Run[Progress, Rendered])
+    assert_type(outcome.result, Rendered | None)
+    assert_type(outcome.progress, Progress)
+    assert_type(await testing.run(weigh), testing.Run[None, float])

@@ -40,7 +40,7 @@ from lro.store.hints import Hub, Listener, Watch
 from lro.store.leases import UNKNOWN_LEASE, Leases
 from lro.store.sqlite import statements as sql
 from lro.store.sqlite.place import Place, RunsOnConnection
-from lro.store.sqlite.setup import roll_back, set_up_reader, set_up_writer
+from lro.store.sqlite.setup import roll_back, set_up_writer
 from lro.store.sqlite.transaction import DATA_ERRORS, SQLiteTransaction, to_record, to_records
 from lro.supervisor import Supervisor
 
@@ -73,10 +73,12 @@ class SQLiteStore:
     Args:
         place: Where its tables are.
         clock: Where it reads the time.
+        sweeps: False to settle nothing by itself.
     """
 
-    def __init__(self, place: Place, *, clock: Clock | None = None) -> None:
+    def __init__(self, place: Place, *, clock: Clock | None = None, sweeps: bool = True) -> None:
         self._place = place
+        self._sweeps = sweeps
         self._clock = clock or SystemClock()
         self._state: Literal["closed", "opening", "open", "forked"] = "closed"
         self._start_over()
@@ -127,12 +129,10 @@ class SQLiteStore:
 
     async def _open(self) -> None:
         await self._place.open(self._exits, self._hub.publish_unknown)
-        self._writer = await self._open_lane()
+        self._writer = await self._connect()
         self._secret = await self._writer.run(self._set_up)
-        self._reader = await self._open_lane()
-        self._lister = await self._open_lane()
-        for lane in (self._reader, self._lister):
-            await lane.run(set_up_reader)
+        self._reader = await self._connect(reads_only=True)
+        self._lister = await self._connect(reads_only=True)
         await self._exits.enter_async_context(self._supervisor)
         self._exits.push_async_callback(self._close_queues)
         self._writes.open()
@@ -141,7 +141,8 @@ class SQLiteStore:
         self._supervisor.start("writer", self._writes.run)
         self._supervisor.start("reader", self._gets.run)
         await self._sweep_all()
-        self._supervisor.start("sweeper", self._keep_sweeping)
+        if self._sweeps:
+            self._supervisor.start("sweeper", self._keep_sweeping)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -162,8 +163,8 @@ class SQLiteStore:
         """True while it is open and all its background loops run."""
         return self._state == "open" and self._supervisor.healthy
 
-    async def _open_lane(self) -> RunsOnConnection:
-        lane = await self._place.connect()
+    async def _connect(self, *, reads_only: bool = False) -> RunsOnConnection:
+        lane = await self._place.connect(reads_only=reads_only)
         self._exits.push_async_callback(lane.close)
         return lane
 
@@ -296,7 +297,7 @@ class SQLiteStore:
     async def _replace_writer(self) -> None:
         log.error("%s: the writer's connection is stuck in a transaction and is replaced", self._place.where)
         await self._writer.close()
-        self._writer = await self._open_lane()
+        self._writer = await self._connect()
         await self._writer.run(self._set_up)
 
     async def _serve_gets(self, batch: Sequence[Get]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from lro.store.leases import LockFiles
 from lro.store.sqlite.bell import Bell
 from lro.store.sqlite.lane import Lane
-from lro.store.sqlite.setup import create_file
+from lro.store.sqlite.setup import create_file, set_up_reader
 from lro.store.sqlite.turn import Turn
 
 __all__ = ["File", "Place", "RunsOnConnection"]
@@ -68,8 +68,8 @@ class Place(Protocol):
         """Make it ready until the exits are closed; `heard` is called when others have written."""
         ...
 
-    async def connect(self) -> RunsOnConnection:
-        """Return a new connection."""
+    async def connect(self, *, reads_only: bool) -> RunsOnConnection:
+        """Return a connection, one that reads or the one that writes."""
         ...
 
     def ring(self) -> None:
@@ -118,9 +118,16 @@ class File:
         if self._bell.ring():
             self._warn_of_sharing()
 
-    async def connect(self) -> Lane:
+    async def connect(self, *, reads_only: bool) -> Lane:
         """See Place.connect."""
-        return await Lane.open(self.path, timeout=self.patience)
+        lane = await Lane.open(self.path, timeout=self.patience)
+        try:
+            if reads_only:
+                await lane.run(set_up_reader)
+        except BaseException:
+            await lane.close()
+            raise
+        return lane
 
     def ring(self) -> None:
         """See Place.ring."""
