@@ -22,7 +22,7 @@ Each class is bound to one `Code`, from which HTTP follows. `Stopped` stands apa
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from lro.status import ERROR_INFO, Code, Status, error_info
+from lro.status import BAD_REQUEST, ERROR_INFO, Code, Status, error_info
 
 __all__ = [
     "Aborted",
@@ -41,6 +41,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "invalid",
 ]
 
 _Details = Iterable[Mapping[str, Any]]  # Any: JSON
@@ -217,3 +218,9 @@ class Stopped(BaseException):
     A thread gets it, and a task outside the attempt's own scope. Like a cancellation it is no Exception,
     so that `except Exception` lets it pass; clean up and let it go on.
     """
+
+
+def invalid(field: str, what: str, *, reason: str = "INVALID_ARGUMENT") -> InvalidArgument:
+    """Return the error for one bad field of a request, with a google.rpc.BadRequest."""
+    violation = {"@type": BAD_REQUEST, "fieldViolations": [{"field": field, "description": what}]}
+    return InvalidArgument(f"{field}: {what}", reason=reason, details=[violation], field=field)

@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Generic, get_args, get_origin, get_type_hints, overload
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from typing_extensions import TypeVar
 
 from lro.context import Context, SyncContext
+from lro.errors import InvalidArgument, invalid
 from lro.lifecycle import RetryPolicy
 from lro.payload import Codec
+from lro.status import BAD_REQUEST
 
 __all__ = ["Job", "job"]
 
@@ -88,6 +90,23 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
             raise ValueError(msg)
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
+
+    def params_text(self, params: Any) -> str | None:  # Any: the model, or JSON values that may fit it
+        """Return the params of an operation as JSON text; None for a job without.
+
+        Raises:
+            InvalidArgument: They do not fit; every field that does not is named.
+        """
+        if self.params is None:
+            if params is not None and params != {}:
+                raise invalid("params", f"job {self.name} takes none")
+            return None
+        try:
+            return self.params.dump(self.params.validate({} if params is None else params))
+        except ValidationError as error:
+            raise _invalid_params(self.name, error) from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise invalid("params", str(error)[:500], reason="INVALID_PARAMS") from error
 
     def __repr__(self) -> str:
         """Name the job."""
@@ -283,3 +302,14 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:  # Any: type forms; 
             except NameError:
                 hints[argument] = annotation
         return hints
+
+
+def _invalid_params(job: str, error: ValidationError) -> InvalidArgument:
+    violations = [
+        {"field": ".".join(["params", *(str(step) for step in entry["loc"])]), "description": entry["msg"]}
+        for entry in error.errors(include_url=False, include_input=False)
+    ]
+    fields = ", ".join(violation["field"] for violation in violations[:5])
+    details = [{"@type": BAD_REQUEST, "fieldViolations": violations}]
+    msg = f"the params of job {job} are not valid: {fields}"
+    return InvalidArgument(msg, reason="INVALID_PARAMS", details=details, job=job, fields=fields)

@@ -13,7 +13,6 @@ from typing import Any, TypeVar, overload
 
 import anyio
 from itsdangerous import BadData, URLSafeTimedSerializer
-from pydantic import ValidationError
 
 from lro import lifecycle
 from lro.clock import Clock, SystemClock, micros
@@ -25,13 +24,14 @@ from lro.errors import (
     PermissionDenied,
     Unavailable,
     Unimplemented,
+    invalid,
 )
 from lro.jobs import Job
 from lro.lifecycle import Facts, Record, Transition
 from lro.payload import encode
 from lro.principal import ANYTHING, Principal, Scope
 from lro.resource import Operation, is_parent, new_name, parse_name
-from lro.status import BAD_REQUEST, Code
+from lro.status import Code
 from lro.store import PageQuery, Store
 from lro.store.base import Within
 
@@ -178,7 +178,7 @@ class Operations:
         """
         now = self._clock.now()
         who = principal or Principal()
-        text = _params_text(job, params)
+        text = job.params_text(params)
         asked = [job.name, text, parent, target]
         duration = job.timeout if timeout is None else timeout
         stop_after = job.grace if grace is None else grace
@@ -429,24 +429,6 @@ class Operations:
             return Operation.of(_seen(None, name, verb, scope), self.domain)
 
 
-def invalid(field: str, what: str, *, reason: str = "INVALID_ARGUMENT") -> InvalidArgument:
-    """Return the error for one bad field of a request, with a google.rpc.BadRequest."""
-    violation = {"@type": BAD_REQUEST, "fieldViolations": [{"field": field, "description": what}]}
-    return InvalidArgument(f"{field}: {what}", reason=reason, details=[violation], field=field)
-
-
-def invalid_params(job: Job[Any, Any, Any], error: ValidationError) -> InvalidArgument:  # Any: a job of any types
-    """Return the error for params that do not fit their model, with every field named."""
-    violations = [
-        {"field": ".".join(["params", *(str(step) for step in entry["loc"])]), "description": entry["msg"]}
-        for entry in error.errors(include_url=False, include_input=False)
-    ]
-    fields = ", ".join(violation["field"] for violation in violations[:5])
-    details = [{"@type": BAD_REQUEST, "fieldViolations": violations}]
-    msg = f"the params of job {job.name} are not valid: {fields}"
-    return InvalidArgument(msg, reason="INVALID_PARAMS", details=details, job=job.name, fields=fields)
-
-
 def _seen(record: Record | None, name: str, verb: str, scope: Scope) -> Record:
     """Return the record if the caller may see it; foreign, deleted and missing are the same (AIP-211)."""
     if record is not None and record.deleted_at is None and scope.covers(record):
@@ -455,19 +437,6 @@ def _seen(record: Record | None, name: str, verb: str, scope: Scope) -> Record:
         msg = f"Permission 'operations.{verb}' denied on resource '{name}' (or it might not exist)."
         raise PermissionDenied(msg, permission=f"operations.{verb}", name=name)
     raise NotFound(f"There is no operation {name}: it never was, has expired, or was deleted", name=name)
-
-
-def _params_text(job: Job[Any, Any, Any], params: Any) -> str | None:  # Any: a job of any types, and its params
-    if job.params is None:
-        if params is not None and params != {}:
-            raise invalid("params", f"job {job.name} takes none")
-        return None
-    try:
-        return job.params.dump(job.params.validate({} if params is None else params))
-    except ValidationError as error:
-        raise invalid_params(job, error) from error
-    except (TypeError, ValueError, RecursionError) as error:
-        raise invalid("params", str(error)[:500], reason="INVALID_PARAMS") from error
 
 
 def _digest(asked: Sequence[object]) -> str:

@@ -22,8 +22,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from lro.clock import parse_duration
-from lro.errors import InvalidArgument, LROError, NotFound, PermissionDenied, Unauthenticated, Unavailable
-from lro.operations import invalid
+from lro.errors import InvalidArgument, LROError, NotFound, PermissionDenied, Unauthenticated, Unavailable, invalid
 from lro.payload import parse
 from lro.principal import Authorization, Principal
 from lro.principal import Scope as Visible

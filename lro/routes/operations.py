@@ -10,9 +10,9 @@ import anyio
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from lro.errors import LROError, Unimplemented
+from lro.errors import LROError, Unimplemented, invalid
 from lro.lifecycle import Record
-from lro.operations import Operations, invalid
+from lro.operations import Operations
 from lro.principal import Authorization
 from lro.resource import Operation, etag
 from lro.routes.exchange import Exchange, Fallback, Handler, JsonRoute, decode, duration_of, integer_of, text_of
