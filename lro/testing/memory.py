@@ -15,6 +15,7 @@ import anyio.lowlevel
 from lro.clock import Clock
 from lro.store.leases import LockFiles
 from lro.store.sqlite import SQLiteStore
+from lro.store.sqlite.within import LendingConnection
 
 __all__ = ["Database", "MemoryStore", "VirtualClock"]
 
@@ -39,7 +40,7 @@ class Database:
     """What the stores on it share, as they would share a file; closed with its last reference."""
 
     def __init__(self) -> None:
-        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        self.connection = sqlite3.connect(":memory:", isolation_level=None, factory=LendingConnection)
         self.ears: list[Callable[[], None]] = []
 
 
@@ -89,10 +90,10 @@ class _Memory:
 class _Connection:
     """The one connection, used in place of a lane: a function of it never meets another."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: LendingConnection) -> None:
         self._connection = connection
 
-    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+    async def run(self, function: Callable[[LendingConnection], T]) -> T:
         await anyio.lowlevel.cancel_shielded_checkpoint()
         return function(self._connection)
 

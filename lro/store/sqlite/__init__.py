@@ -42,6 +42,7 @@ from lro.store.sqlite import statements as sql
 from lro.store.sqlite.place import Place, RunsOnConnection
 from lro.store.sqlite.setup import roll_back, set_up_writer
 from lro.store.sqlite.transaction import DATA_ERRORS, SQLiteTransaction, to_record, to_records
+from lro.store.sqlite.within import LendingConnection
 from lro.supervisor import Supervisor
 
 __all__ = ["SQLiteStore"]
@@ -168,7 +169,7 @@ class SQLiteStore:
         self._exits.push_async_callback(lane.close)
         return lane
 
-    def _set_up(self, connection: sqlite3.Connection) -> bytes:
+    def _set_up(self, connection: LendingConnection) -> bytes:
         with self._place.turn:
             return set_up_writer(connection, self._place.where, self._place.synchronous, self._clock.now())
 
@@ -332,7 +333,7 @@ class SQLiteStore:
             log.info("%s: worker %s is gone", self._place.where, owner)
             await self.leave(owner)
 
-    def _look_around(self, connection: sqlite3.Connection) -> tuple[bool, bool, set[str]]:
+    def _look_around(self, connection: LendingConnection) -> tuple[bool, bool, set[str]]:
         """Return whether anything is due, whether anyone dead holds a lease, and the dead that hold none."""
         (due,) = connection.execute(sql.ANYTHING_DUE, {"now": self._clock.now()}).fetchone()
         owners = {owner for (owner,) in connection.execute(sql.OWNERS)}
@@ -343,7 +344,7 @@ class SQLiteStore:
         }
         return bool(due), bool(dead & owners), dead - owners
 
-    def _transact(self, batch: Sequence[AnyRequest], connection: sqlite3.Connection) -> Sequence[Record]:
+    def _transact(self, batch: Sequence[AnyRequest], connection: LendingConnection) -> Sequence[Record]:
         """Carry out a batch in one transaction; after a data error each request in one of its own."""
         try:
             return self._commit(batch, connection)
@@ -355,9 +356,15 @@ class SQLiteStore:
                 refusal.__cause__ = error
                 return self._refuse(batch[0], refusal)
         written: list[Record] = []
-        for request in batch:
+        for number, request in enumerate(batch):
             request.reset()
-            written += self._transact([request], connection)
+            try:
+                written += self._transact([request], connection)
+            except Unavailable as error:  # those before it are committed
+                self._refuse(request, error)
+                for later in batch[number + 1 :]:
+                    self._refuse(later, Unavailable("nothing was written; try again", reason="STORE_UNAVAILABLE"))
+                break
         return written
 
     def _refuse(self, request: AnyRequest, error: BaseException) -> Sequence[Record]:
@@ -365,7 +372,7 @@ class SQLiteStore:
         request.refuse(error)
         return []
 
-    def _commit(self, batch: Sequence[AnyRequest], connection: sqlite3.Connection) -> Sequence[Record]:
+    def _commit(self, batch: Sequence[AnyRequest], connection: LendingConnection) -> Sequence[Record]:
         what = "nothing was written"
         try:
             if self._finds_nothing(batch, connection):
@@ -384,7 +391,7 @@ class SQLiteStore:
             roll_back(connection)
         return written
 
-    def _finds_nothing(self, batch: Sequence[AnyRequest], connection: sqlite3.Connection) -> bool:
+    def _finds_nothing(self, batch: Sequence[AnyRequest], connection: LendingConnection) -> bool:
         """Answer a batch of searches that find nothing, without taking the write lock to learn it."""
         searches = [request for request in batch if isinstance(request, Select)]
         if len(searches) < len(batch):

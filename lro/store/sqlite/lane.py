@@ -18,6 +18,8 @@ from typing import Any, Generic, TypeVar
 import aiosqlite
 import anyio
 
+from lro.store.sqlite.within import LendingConnection
+
 __all__ = ["Lane"]
 
 T = TypeVar("T")
@@ -31,13 +33,13 @@ class _Call(Generic[T]):
 
     __slots__ = ("done", "error", "function", "value")
 
-    def __init__(self, function: Callable[[sqlite3.Connection], T]) -> None:
+    def __init__(self, function: Callable[[LendingConnection], T]) -> None:
         self.function = function
         self.done = threading.Event()
         self.value: T | None = None
         self.error: BaseException | None = None
 
-    def run(self, connection: sqlite3.Connection) -> None:
+    def run(self, connection: LendingConnection) -> None:
         try:
             self.value = self.function(connection)
         except BaseException as error:
@@ -46,7 +48,7 @@ class _Call(Generic[T]):
             self.done.set()
 
 
-class _Connection(sqlite3.Connection):
+class _Connection(LendingConnection):
     """A connection whose commit() runs the calls that are queued."""
 
     def __init__(self, calls: "deque[_Call[Any]]", /, *args: Any, **options: Any) -> None:  # Any: sqlite3's own
@@ -89,7 +91,7 @@ class Lane:
             await connection
         return cls(connection, calls)
 
-    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+    async def run(self, function: Callable[[LendingConnection], T]) -> T:
         """Run a function on the lane's thread and return what it returns, or raise what it raises.
 
         If the caller is cancelled the function is run all the same.

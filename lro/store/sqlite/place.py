@@ -18,6 +18,7 @@ from lro.store.sqlite.bell import Bell
 from lro.store.sqlite.lane import Lane
 from lro.store.sqlite.setup import create_file, set_up_reader
 from lro.store.sqlite.turn import Turn
+from lro.store.sqlite.within import LendingConnection
 
 __all__ = ["File", "Place", "RunsOnConnection"]
 
@@ -36,7 +37,7 @@ WAL_RESET = (
 class RunsOnConnection(Protocol):
     """One connection: a Lane, or what stands for one."""
 
-    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+    async def run(self, function: Callable[[LendingConnection], T]) -> T:
         """Run a function on the connection and return what it returns, or raise what it raises."""
         ...
 

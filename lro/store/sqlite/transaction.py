@@ -13,6 +13,7 @@ from lro.store.base import Within
 from lro.store.batch import Changes, Due, Overdue, Query, TransactionEnded
 from lro.store.leases import UNKNOWN_LEASE, Leases
 from lro.store.sqlite import statements as sql
+from lro.store.sqlite.within import LendingConnection
 
 __all__ = ["DATA_ERRORS", "SQLiteTransaction", "to_record", "to_records"]
 
@@ -38,7 +39,7 @@ class SQLiteTransaction:
 
     def __init__(
         self,
-        connection: sqlite3.Connection,
+        connection: LendingConnection,
         now: int,
         leases: Leases,
     ) -> None:
@@ -98,30 +99,11 @@ class SQLiteTransaction:
 
     async def run(self, statement: str, values: Sequence[object]) -> bool:
         """Run one statement and return whether it changed a row."""
-        return self._connection.execute(statement, values).rowcount > 0
+        return bool(self._connection.execute(statement, values).rowcount > 0)
 
     async def run_within(self, within: Within) -> None:
-        """Call the function on this connection, in a savepoint, with COMMIT and ROLLBACK denied."""
-        self._connection.execute("SAVEPOINT within")
-        self._connection.set_authorizer(_deny_transactions)
-        try:
-            within(self._connection)
-        except BaseException as error:
-            self._connection.set_authorizer(None)
-            if not self._connection.in_transaction:
-                raise TransactionEnded from error
-            self._connection.execute("ROLLBACK TO within")
-            self._connection.execute("RELEASE within")
-            raise
-        self._connection.set_authorizer(None)
-        if not self._connection.in_transaction:  # it caught the error that says so
-            raise TransactionEnded from sqlite3.OperationalError("a statement rolled the whole transaction back")
-        self._connection.execute("RELEASE within")
-
-
-def _deny_transactions(action: int, *_: object) -> int:
-    """Refuse COMMIT and ROLLBACK to the caller's function: either would end everybody's batch."""
-    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_TRANSACTION else sqlite3.SQLITE_OK
+        """Lend the connection to the function, in a savepoint."""
+        self._connection.lend(within)
 
 
 def _to_row(record: Record) -> tuple[object, ...]:
