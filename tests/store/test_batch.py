@@ -17,6 +17,7 @@ from lro.store.leases import UNKNOWN_LEASE, Leases
 from lro.store.migrations import Migration, missing, shipped
 from lro.store.sqlite import _finish
 from lro.store.sqlite.transaction import SQLiteTransaction
+from lro.store.sqlite.within import LendingConnection
 from lro.testing.contract import START, ManualClock, sample_record
 
 
@@ -31,14 +32,14 @@ class Ask(Request[str]):
 
 
 @pytest.fixture
-def connection() -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as opened:
+def connection() -> Iterator[LendingConnection]:
+    with closing(LendingConnection(":memory:", isolation_level=None)) as opened:
         for migration in shipped("sqlite"):
             opened.executescript(migration.sql)
         yield opened
 
 
-def _apply(connection: sqlite3.Connection, *requests: AnyRequest, leases: Leases | None = None) -> list[Record]:
+def _apply(connection: LendingConnection, *requests: AnyRequest, leases: Leases | None = None) -> list[Record]:
     leases = leases or Leases(ManualClock().monotonic)
     connection.execute("BEGIN")
     try:
@@ -61,7 +62,7 @@ def _state(state: State) -> Callable[[Record, Facts], Record]:
 # What a batch does
 
 
-async def test_changes_of_one_record_compose_in_the_order_of_the_requests(connection: sqlite3.Connection) -> None:
+async def test_changes_of_one_record_compose_in_the_order_of_the_requests(connection: LendingConnection) -> None:
     insert = Insert(sample_record())
     name = insert.record.name
     first = [Update(name, _append(text)) for text in "abc"]
@@ -73,7 +74,7 @@ async def test_changes_of_one_record_compose_in_the_order_of_the_requests(connec
     assert [record.status_message for record in _apply(connection, *more)] == ["abcde"]
 
 
-async def test_a_query_sees_what_the_changes_of_its_batch_have_made(connection: sqlite3.Connection) -> None:
+async def test_a_query_sees_what_the_changes_of_its_batch_have_made(connection: LendingConnection) -> None:
     inserts = [Insert(sample_record(job="a")) for _ in range(3)]
     selects: list[Select] = [Select(Due('["a"]', 2), _state(State.RUNNING)) for _ in range(3)]
     written = _apply(connection, selects[0], *inserts, *selects[1:])
@@ -83,7 +84,7 @@ async def test_a_query_sees_what_the_changes_of_its_batch_have_made(connection: 
     assert {record.state for record in written} == {State.RUNNING}
 
 
-async def test_a_rule_may_leave_or_remove_what_a_query_finds(connection: sqlite3.Connection) -> None:
+async def test_a_rule_may_leave_or_remove_what_a_query_finds(connection: LendingConnection) -> None:
     kept, gone = Insert(sample_record(priority=1)), Insert(sample_record())
     select = Select(Due('["books.render"]', 9), lambda record, _: record if record.priority else None)
     written = _apply(connection, kept, gone, select)
@@ -95,7 +96,7 @@ async def test_a_rule_may_leave_or_remove_what_a_query_finds(connection: sqlite3
         await _answer(late)
 
 
-async def test_a_rule_is_told_whether_the_worker_is_dead(connection: sqlite3.Connection) -> None:
+async def test_a_rule_is_told_whether_the_worker_is_dead(connection: LendingConnection) -> None:
     clock = ManualClock()
     leases = Leases(clock.monotonic)
     insert = Insert(sample_record(state=State.RUNNING, lease_owner="w", lease_time=1))
@@ -111,7 +112,7 @@ async def test_a_rule_is_told_whether_the_worker_is_dead(connection: sqlite3.Con
     assert seen == [False, True]
 
 
-async def test_a_call_is_answered_with_whether_it_changed_a_row(connection: sqlite3.Connection) -> None:
+async def test_a_call_is_answered_with_whether_it_changed_a_row(connection: LendingConnection) -> None:
     async def run(transaction: SQLiteTransaction) -> bool:
         return await transaction.run("DELETE FROM workers", ())
 
@@ -120,7 +121,7 @@ async def test_a_call_is_answered_with_whether_it_changed_a_row(connection: sqli
     assert await _answer(call) is False
 
 
-async def test_of_two_inserts_of_one_name_at_most_one_is_acknowledged(connection: sqlite3.Connection) -> None:
+async def test_of_two_inserts_of_one_name_at_most_one_is_acknowledged(connection: LendingConnection) -> None:
     first, second = Insert(sample_record(name="n", params="1")), Insert(sample_record(name="n", params="2"))
     try:
         _apply(connection, first, second)

@@ -29,6 +29,7 @@ from lro.store.leases import LockFiles
 from lro.store.migrations import shipped
 from lro.store.sqlite import SQLiteStore, lane
 from lro.store.sqlite.place import File
+from lro.store.sqlite.within import LendingConnection
 from lro.testing.contract import START, ManualClock, OpenStore, StoreContract, eventually, sample_record
 
 LEASE = 30_000_000
@@ -362,7 +363,7 @@ async def test_a_batch_shares_one_commit(path: Path) -> None:
 async def test_python_can_not_end_the_transaction_either(path: Path, end: Callable[[sqlite3.Connection], Any]) -> None:
     async with _store(path) as store:
         record = sample_record()
-        with pytest.raises(sqlite3.DatabaseError, match="not authorized|not yours to change"):
+        with pytest.raises(sqlite3.DatabaseError, match=r"not authorized|not yours to change"):
             await store.insert(record, within=end)
         assert await store.get(record.name) is None
         assert await store.insert(record) == record
@@ -501,7 +502,7 @@ async def test_a_failure_of_the_writer_is_answered_and_repaired(path: Path, monk
         real = store._transact
         failures = 1
 
-        def fail_once(batch: Sequence[Any], connection: sqlite3.Connection) -> Sequence[Record]:
+        def fail_once(batch: Sequence[Any], connection: LendingConnection) -> Sequence[Record]:
             nonlocal failures
             if failures:
                 failures -= 1

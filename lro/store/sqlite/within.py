@@ -14,8 +14,6 @@ from lro.store.batch import TransactionEnded
 
 __all__ = ["LendingConnection"]
 
-SAVEPOINT = "lro_within"
-
 _LOOKING = frozenset(
     {
         *("table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list"),
@@ -36,7 +34,7 @@ class LendingConnection(sqlite3.Connection):
             TransactionEnded: The whole transaction was rolled back; the cause is what the function raised.
             BaseException: What the function raises; its rows are undone.
         """
-        self.execute(f"SAVEPOINT {SAVEPOINT}")
+        self.execute("SAVEPOINT lro_within")
         settings = {name: getattr(self, name) for name in ("row_factory", "text_factory", "isolation_level")}
         super().set_authorizer(_guard)
         self._opened = []
@@ -47,11 +45,11 @@ class LendingConnection(sqlite3.Connection):
             self._take_back(settings)
             if not self.in_transaction:
                 raise TransactionEnded from error
-            self.execute(f"ROLLBACK TO {SAVEPOINT}")
-            self.execute(f"RELEASE {SAVEPOINT}")
+            self.execute("ROLLBACK TO lro_within")
+            self.execute("RELEASE lro_within")
             raise
         self._take_back(settings)
-        self.execute(f"RELEASE {SAVEPOINT}")
+        self.execute("RELEASE lro_within")
 
     def _take_back(self, settings: dict[str, Any]) -> None:  # Any: as sqlite3 has them
         for name, value in settings.items():
@@ -160,7 +158,7 @@ def _guard(action: int, what: str | None, value: str | None, *_: object) -> int:
         case sqlite3.SQLITE_CREATE_TEMP_TABLE | sqlite3.SQLITE_CREATE_TEMP_VIEW | sqlite3.SQLITE_CREATE_TEMP_TRIGGER:
             refused = True  # it stays with the connection, and may hide a table of the library's
         case sqlite3.SQLITE_SAVEPOINT:
-            refused = (value or "").lower() == SAVEPOINT
+            refused = (value or "").lower() == "lro_within"
         case sqlite3.SQLITE_PRAGMA:
             refused = value is not None and (what or "").lower() not in _LOOKING
         case _:
