@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any, Generic, get_args, get_origin, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, cast, get_args, get_origin, get_type_hints, overload
 
 from pydantic import BaseModel, ValidationError
 from typing_extensions import TypeVar
@@ -20,6 +20,9 @@ from lro.payload import Codec
 from lro.status import BAD_REQUEST
 
 __all__ = ["Job", "job"]
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 ParamsT = TypeVar("ParamsT")
 ProgressT = TypeVar("ProgressT")
@@ -55,6 +58,7 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         retention: From an operation's end to its removal.
         cancellable: Whether cancel requests are taken.
         in_thread: Whether it is a plain function, which runs in a thread.
+        parallel: Whether it is started while another of its operations has not ended on the same target.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         timeout: timedelta | None,
         retention: timedelta | None,
         cancellable: bool,
+        parallel: Literal["allow", "reject"],
     ) -> None:
         self.name = name
         self.function = function
@@ -84,6 +89,7 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         self.timeout = timeout
         self.retention = DEFAULT_RETENTION if retention is None else retention
         self.cancellable = cancellable
+        self.parallel = parallel
         self.in_thread = not inspect.iscoroutinefunction(function)
         if self.in_thread and grace is not None:
             msg = f"job {name}: grace stops a job at any await, and a thread has none; it stops at checkpoints"
@@ -104,7 +110,7 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         try:
             return self.params.dump(self.params.validate({} if params is None else params))
         except ValidationError as error:
-            raise _invalid_params(self.name, error) from error
+            raise _invalid_params(self.name, error, {} if params is None else params) from error
         except (TypeError, ValueError, RecursionError) as error:
             raise invalid("params", str(error)[:500], reason="INVALID_PARAMS") from error
 
@@ -169,6 +175,7 @@ def job(
     timeout: timedelta | None = None,
     retention: timedelta | None = None,
     cancellable: bool = True,
+    parallel: Literal["allow", "reject"] = "allow",
     params: Any = None,  # Any: a type form, here and below; None for the signature's own
     progress: Any = None,
     result: Any = None,
@@ -190,6 +197,8 @@ def job(
         timeout: How long after its start an operation fails with DEADLINE_EXCEEDED. None for no deadline.
         retention: How long after its end an operation is kept; 30 days by default.
         cancellable: False refuses cancel requests with UNIMPLEMENTED.
+        parallel: "reject" refuses a start with ABORTED while another of the job has not ended on the same target
+            (AIP-151); operations without a target are on one. "allow" lets any number be.
         params: The params' type instead of the signature's; needed for a model local to a function.
         progress: The progress's type, likewise.
         result: The result's type, likewise.
@@ -208,6 +217,9 @@ def job(
         if duration is not None and duration < timedelta(0):
             msg = f"job {name}: {what} is negative"
             raise ValueError(msg)
+    if parallel not in ("allow", "reject"):
+        msg = f"job {name}: parallel={parallel!r}: use 'allow' or 'reject'"
+        raise ValueError(msg)
     options = {
         "retry": retry,
         "restartable": restartable,
@@ -215,6 +227,7 @@ def job(
         "timeout": timeout,
         "retention": retention,
         "cancellable": cancellable,
+        "parallel": parallel,
     }
     return _Decorator(name, {"params": params, "progress": progress, "result": result}, options)
 
@@ -289,6 +302,26 @@ def _progress_type(name: str, expected: type, context: Any) -> Any:  # Any: type
     raise TypeError(msg)
 
 
+def _path(error: "ErrorDetails", value: Any) -> str:  # Any: JSON, or a model
+    """Return where a value is wrong, as in `params.authors[0].email` (google.rpc.BadRequest).
+
+    pydantic names the branches of a union and the like among the steps; those are not of the value, and are left out.
+    """
+    field = "params"
+    for step in error["loc"]:
+        if isinstance(value, dict):
+            members = cast("dict[object, Any]", value)  # Any: JSON
+            if step in members:
+                field, value = f"{field}.{step}", members[step]
+        elif isinstance(value, list):
+            if isinstance(step, int):
+                field, value = f"{field}[{step}]", value[step]  # pyright: ignore[reportUnknownVariableType]  # JSON
+        elif isinstance(value, BaseModel):
+            field = f"{field}.{step}"  # given as a model: its fields, and nothing below them
+            value = None
+    return f"{field}.{error['loc'][-1]}" if error["type"] == "missing" else field
+
+
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:  # Any: type forms; a string is one not found
     """Return the annotations, as strings where a name in them is not known at module level."""
     try:
@@ -304,9 +337,9 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:  # Any: type forms; 
         return hints
 
 
-def _invalid_params(job: str, error: ValidationError) -> InvalidArgument:
+def _invalid_params(job: str, error: ValidationError, given: object) -> InvalidArgument:
     violations = [
-        {"field": ".".join(["params", *(str(step) for step in entry["loc"])]), "description": entry["msg"]}
+        {"field": _path(entry, given), "description": entry["msg"]}
         for entry in error.errors(include_url=False, include_input=False)
     ]
     fields = ", ".join(violation["field"] for violation in violations[:5])

@@ -45,6 +45,7 @@ PAGE_TOKEN_AGE = timedelta(days=3)
 MAX_WAIT = timedelta(seconds=8)  # clients' own time-outs start at 10 s
 MAX_WAITS = 1000
 LOOK_AGAIN = 1.0  # seconds between two looks of a wait that no hint reaches
+PENDING_PER_TENANT = 10_000
 MAX_TEXT = 1024  # characters of a request id, a target, a cancel reason
 
 
@@ -120,6 +121,7 @@ class Operations:
         ttl: timedelta | None = None,
         principal: Principal | None = None,
         within: Within | None = None,
+        validate_only: bool = False,
     ) -> Operation: ...
     @overload
     async def start(
@@ -137,6 +139,7 @@ class Operations:
         ttl: timedelta | None = None,
         principal: Principal | None = None,
         within: Within | None = None,
+        validate_only: bool = False,
     ) -> Operation: ...
     async def start(
         self,
@@ -153,6 +156,7 @@ class Operations:
         ttl: timedelta | None = None,
         principal: Principal | None = None,
         within: Within | None = None,
+        validate_only: bool = False,
     ) -> Operation:
         """Start an operation; it is stored when this returns, and a worker runs it.
 
@@ -171,10 +175,14 @@ class Operations:
             principal: Who starts it: stamped on it as owner and tenant.
             within: Writes of your own in the same transaction: called with the database's connection; what
                 it raises undoes both and comes out here.
+            validate_only: Check all of it and start nothing (AIP-163): the answer is an operation without a name
+                that is done, or the error of the real call. `within` is not called.
 
         Raises:
             InvalidArgument: The params or another argument are not valid, or the request id was used for
                 another request, or for an operation that was deleted.
+            Aborted: The job takes one operation at a time on a target, and another has not ended on this one.
+            ResourceExhausted: Too many of the tenant's operations wait to be run.
         """
         now = self._clock.now()
         who = principal or Principal()
@@ -215,16 +223,19 @@ class Operations:
             restartable=job.restartable,
             attempt_limit=job.attempt_limit,
             cancellable=job.cancellable,
+            exclusive=job.parallel == "reject",
             params=text,
         )
-        stored = await self._insert(record, within)
-        return Operation.of(stored, self.domain)
+        stored = await self._insert(record, within, validate_only=validate_only)
+        return Operation.validated(record, self.domain) if validate_only else Operation.of(stored, self.domain)
 
-    async def _insert(self, record: Record, within: Within | None) -> Record:
+    async def _insert(self, record: Record, within: Within | None, *, validate_only: bool) -> Record:
         try:
-            stored = await self.store.insert(record, within)
+            stored = await self.store.insert(
+                record, within, pending_limit=PENDING_PER_TENANT, validate_only=validate_only
+            )
         except Unavailable:
-            if record.request_id is not None:
+            if record.request_id is not None or validate_only:
                 raise  # the client repeats it under its own key
             found = await self.store.get(record.name)  # the outcome is unknown: look
             if found is None:

@@ -65,6 +65,12 @@ class Operation:
             etag=etag(record),
         )
 
+    @classmethod
+    def validated(cls, record: Record, domain: str = "lro") -> "Operation":
+        """Return the operation that stands for a start which was only validated: done, and with no name (AIP-163)."""
+        done = record._replace(name="", state=State.SUCCEEDED, ended_at=record.created_at, response="null")
+        return cls.of(done, domain)
+
     @property
     def state(self) -> State:
         """The state, as in the metadata."""

@@ -92,8 +92,8 @@ class Relay:
     def ready(self) -> bool:
         return self.store.ready
 
-    async def insert(self, record: Record, within: Within | None = None) -> Record:
-        return await self.store.insert(record, within)
+    async def insert(self, record: Record, within: Within | None = None, **options: Any) -> Record:
+        return await self.store.insert(record, within, **options)
 
     async def get(self, name: str) -> Record | None:
         return await self.store.get(name)

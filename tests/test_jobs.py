@@ -302,6 +302,13 @@ async def test_a_job_stays_callable_as_the_function_it_is() -> None:
     assert render.__wrapped__ is render.function
 
 
+def test_parallel_is_one_of_two_words() -> None:
+    words: dict[str, Any] = {"parallel": "queue"}  # Any: one of job's options
+
+    with pytest.raises(ValueError, match=r"parallel='queue': use 'allow' or 'reject'"):
+        job("books.render", **words)
+
+
 @pytest.mark.parametrize("what", ["grace", "timeout", "retention"])
 def test_durations_are_not_negative(what: str) -> None:
     durations: dict[str, Any] = {what: timedelta(microseconds=-1)}  # Any: one of job's options

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import anyio
 import pytest
@@ -20,6 +20,7 @@ from lro import (
     job,
 )
 from lro.errors import (
+    Aborted,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -53,6 +54,32 @@ async def render(ctx: Context[Progress], params: Params) -> Rendered:
 @job("tests.bind")
 async def bind(ctx: Context, params: Book) -> None:
     raise NotImplementedError
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: int
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    toys: list[str]
+
+
+class House(BaseModel):
+    pet: Cat | Dog
+    chosen: Annotated[Cat | Dog, Field(discriminator="kind")] | None = None
+    rooms: dict[str, list[int | str]] = {}
+
+
+@job("tests.house")
+async def house(ctx: Context, params: House) -> None:
+    raise NotImplementedError
+
+
+@job("tests.alone", parallel="reject")
+async def alone(ctx: Context) -> None:
+    return None
 
 
 @job("tests.bare")
@@ -119,7 +146,7 @@ async def test_params_of_a_job_without_any_are_refused(operations: Operations) -
     [
         ({}, ["params.bookTitle"]),
         (None, ["params.bookTitle"]),
-        ({"bookTitle": "too long", "pages": [1, "x"]}, ["params.bookTitle", "params.pages.1"]),
+        ({"bookTitle": "too long", "pages": [1, "x"]}, ["params.bookTitle", "params.pages[1]"]),
         ("text", ["params"]),
         ({"bookTitle": "\ud800"}, ["params.bookTitle"]),
     ],
@@ -136,6 +163,26 @@ async def test_params_that_do_not_fit_are_refused_field_by_field(
     assert caught.value.reason == "INVALID_PARAMS"
     assert sorted(violations(caught.value)) == fields
     assert (await operations.list()).operations == []
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({"pet": {"kind": "dog", "toys": ["ball", 3]}}, {"params.pet.kind", "params.pet.lives", "params.pet.toys[1]"}),
+        ({"pet": {"kind": "cat", "lives": 9}, "chosen": {"kind": "cat", "lives": []}}, {"params.chosen.lives"}),
+        ({"pet": {"kind": "cat", "lives": 9}, "chosen": {"kind": "cow"}}, {"params.chosen"}),
+        ({"pet": {"kind": "cat", "lives": 9}, "rooms": {"a.b": [1, [2]]}}, {"params.rooms.a.b[1]"}),
+        ({"pet": [1]}, {"params.pet"}),
+        ([], {"params"}),
+    ],
+)
+async def test_a_violation_names_the_place_in_what_was_sent(
+    operations: Operations, given: Any, fields: set[str]
+) -> None:
+    """Not pydantic's own way through the types: branches of unions are no fields."""
+    with pytest.raises(InvalidArgument) as refused:
+        await operations.start(house, given)
+    assert violations(refused.value).keys() == fields
 
 
 async def test_params_that_are_too_large_or_no_json_are_refused(operations: Operations) -> None:
@@ -349,9 +396,9 @@ class Forgetting(Relay):
         super().__init__(store)
         self.commits = commits
 
-    async def insert(self, record: Record, within: Within | None = None) -> Record:
+    async def insert(self, record: Record, within: Within | None = None, **options: Any) -> Record:
         if self.commits:
-            await super().insert(record, within)
+            await super().insert(record, within, **options)
         raise Unavailable
 
 
@@ -363,6 +410,55 @@ async def test_a_start_whose_outcome_is_unknown_is_looked_up(store: Store) -> No
         await Operations(Forgetting(store, commits=False)).start(bare)
     with pytest.raises(Unavailable):
         await Operations(Forgetting(store, commits=True)).start(bare, request_id="r")
+
+
+# -- start beside others, and only validated
+
+
+async def test_a_job_that_rejects_parallel_operations_has_one_on_a_target(operations: Operations, store: Store) -> None:
+    first = await operations.start(alone, target="books/b")
+    with pytest.raises(Aborted, match="one operation at a time") as refused:
+        await operations.start(alone, target="books/b")
+    assert refused.value.status.reason == "TARGET_BUSY"
+    assert refused.value.metadata == {"job": "tests.alone", "target": "books/b", "rival": first.name}
+    await operations.start(alone, target="books/c")
+    await operations.start(bare, target="books/b")
+
+    await operations.cancel(first.name)
+    second = await operations.start(alone, target="books/b")
+    async with Worker(store, [alone, bare]):
+        assert (await ended(operations, second.name)).state is State.SUCCEEDED
+
+
+async def test_without_a_target_a_job_that_rejects_parallel_operations_has_one(operations: Operations) -> None:
+    await operations.start(alone)
+    with pytest.raises(Aborted, match="without a target"):
+        await operations.start(alone)
+
+
+async def test_a_start_that_is_only_validated_starts_nothing(operations: Operations) -> None:
+    called: list[object] = []
+
+    checked = await operations.start(render, Params(pages=2), request_id="1", validate_only=True, within=called.append)
+
+    assert (checked.name, checked.done, checked.error, checked.response) == ("", True, None, None)
+    assert checked.state is State.SUCCEEDED
+    assert not called
+    assert not (await operations.list()).operations
+    started = await operations.start(render, Params(pages=2), request_id="1")
+    assert (await operations.start(render, Params(pages=2), request_id="1", validate_only=True)).name == ""
+    assert (await operations.list()).operations == [started]
+
+
+async def test_what_would_refuse_a_start_refuses_its_validation(operations: Operations) -> None:
+    given: Any = {"pages": []}  # Any: what does not fit
+    with pytest.raises(InvalidArgument):
+        await operations.start(bind, given, validate_only=True)
+    await operations.start(alone, request_id="1", target="t")
+    with pytest.raises(Aborted):
+        await operations.start(alone, target="t", validate_only=True)
+    with pytest.raises(InvalidArgument, match="was used for another request"):
+        await operations.start(alone, request_id="1", target="u", validate_only=True)
 
 
 # -- get and list

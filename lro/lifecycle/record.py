@@ -118,6 +118,7 @@ class Record(NamedTuple):
         restartable: Whether it may run again after a lost worker or a shutdown.
         attempt_limit: Attempts in all.
         cancellable: Whether cancel requests are taken.
+        exclusive: Whether it is the only one of its job on its target until it ends.
         response_type: The type URL of the response; "" for Struct, Value or Empty.
         metadata_type: The type URL of the metadata; "" for Struct.
         params: What the job is asked to do; None for a job without params.
@@ -163,6 +164,7 @@ class Record(NamedTuple):
     restartable: bool
     attempt_limit: int
     cancellable: bool
+    exclusive: bool
     response_type: str
     metadata_type: str
     params: str | None

@@ -47,6 +47,7 @@ def start(
     restartable: bool = False,
     attempt_limit: int = 1,
     cancellable: bool = True,
+    exclusive: bool = False,
     params: str | None = None,
 ) -> Record:
     """Return the record of a new operation, PENDING and due now, or at `schedule_at` if that is later.
@@ -94,6 +95,7 @@ def start(
         restartable=restartable,
         attempt_limit=attempt_limit,
         cancellable=cancellable,
+        exclusive=exclusive,
         response_type="",
         metadata_type="",
         params=params,

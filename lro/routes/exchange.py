@@ -326,6 +326,14 @@ def integer_of(fields: Mapping[str, object], field: str) -> int:
     return value
 
 
+def boolean_of(fields: Mapping[str, object], field: str) -> bool:
+    """Return a field that is true or false; false if it is not there."""
+    value = fields.get(field, False)
+    if not isinstance(value, bool):
+        raise invalid(field, "must be true or false")
+    return value
+
+
 def duration_of(body: Mapping[str, object], field: str) -> timedelta | None:
     """Return a member of a body that is a google.protobuf.Duration, or None if it is not there."""
     written = text_of(body, field)

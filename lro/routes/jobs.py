@@ -17,6 +17,7 @@ from lro.routes.exchange import (
     Fallback,
     Handler,
     JsonRoute,
+    boolean_of,
     decode,
     duration_of,
     integer_of,
@@ -83,7 +84,9 @@ class _JobRoutes:
         exchange.check_origin()
         exchange.query(())
         job = self._job(name)
-        body = await exchange.body(("params", "requestId", "scheduleTime", "priority", "timeout", "target", "ttl"))
+        body = await exchange.body(
+            ("params", "requestId", "scheduleTime", "priority", "timeout", "target", "ttl", "validateOnly")
+        )
         operation = await self._operations.start(
             job,
             body.get("params"),
@@ -94,6 +97,7 @@ class _JobRoutes:
             timeout=duration_of(body, "timeout"),
             ttl=duration_of(body, "ttl"),
             principal=exchange.principal,
+            validate_only=boolean_of(body, "validateOnly"),
         )
         return Response(operation.to_json(), media_type="application/json")
 

@@ -59,13 +59,25 @@ class Store(Protocol):
         """True while it is open and all its background loops run."""
         ...
 
-    async def insert(self, record: Record, within: Within | None = None) -> Record:
+    async def insert(
+        self,
+        record: Record,
+        within: Within | None = None,
+        *,
+        pending_limit: int | None = None,
+        validate_only: bool = False,
+    ) -> Record:
         """Store a new record; return it, or the earlier one with the same tenant, job and request id.
 
         Args:
             record: The record to store.
             within: Called in the same transaction before the insert, but not for a repeated request; what it
                 raises undoes both and comes out here.
+            pending_limit: How many of its tenant may be PENDING already; None for any number.
+            validate_only: True to do all of it but the writing (AIP-163); `within` is not called.
+
+        Raises:
+            Aborted, ResourceExhausted: As `admission.admit` decides; a repeated request is not refused.
         """
         ...
 

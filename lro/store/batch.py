@@ -9,13 +9,14 @@ out or refused like any other, and nobody looks at the answer.
 """
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
 
+from lro.admission import Crowd, admit
 from lro.errors import InvalidArgument, LROError, NotFound, StoreClosed, Unavailable
 from lro.lifecycle import Facts, Record, Transition
 from lro.store.base import Within
@@ -81,12 +82,21 @@ class Request(Generic[T]):
 class Insert(Request[Record]):
     """Store a new record, or find the one that its request id stands for."""
 
-    __slots__ = ("record", "within")
+    __slots__ = ("pending_limit", "record", "validate_only", "within")
 
-    def __init__(self, record: Record, within: Within | None = None) -> None:
+    def __init__(
+        self,
+        record: Record,
+        within: Within | None = None,
+        *,
+        pending_limit: int | None = None,
+        validate_only: bool = False,
+    ) -> None:
         super().__init__()
         self.record = record
         self.within = within
+        self.pending_limit = pending_limit
+        self.validate_only = validate_only
 
 
 class Update(Request[Record]):
@@ -164,6 +174,14 @@ class Transaction(Protocol):
 
     async def read_requested(self, keys: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], Record]:
         """Return the records that these (tenant, job, request id) stand for."""
+        ...
+
+    async def find_rival(self, record: Record) -> Record | None:
+        """Return an exclusive record of the same job, target, tenant and parent that has not ended, or None."""
+        ...
+
+    async def count_pending(self, tenant: str, limit: int) -> int:
+        """Return how many records of a tenant are PENDING, counted up to the limit."""
         ...
 
     async def find(self, query: Query) -> Sequence[Record]:
@@ -247,6 +265,7 @@ async def _insert(requests: Sequence[Insert], transaction: Transaction, changes:
     known: dict[tuple[str, str, str], Record] = {}
     if keys := {key for request in requests if (key := _request_key(request.record)) is not None}:
         known = await transaction.read_requested(keys)
+    crowds = _Crowds(transaction)
     for request in requests:
         key = _request_key(request.record)
         if key is not None and key in known:
@@ -255,12 +274,54 @@ async def _insert(requests: Sequence[Insert], transaction: Transaction, changes:
         if request.record.name in changes.inserted:
             request.refuse(InvalidArgument(f"{request.record.name} is taken", reason="NAME_TAKEN"))
             continue
+        try:
+            admit(request.record, await crowds.around(request.record, request.pending_limit))
+        except LROError as error:
+            request.refuse(error)
+            continue
+        if request.validate_only:
+            request.answer(request.record)
+            continue
         if not await _run_within(request, transaction):
             continue
+        crowds.add(request.record)
         changes.inserted[request.record.name] = request.record
         if key is not None:
             known[key] = request.record
         request.answer(request.record)
+
+
+class _Crowds:
+    """What has not ended beside the records of a batch: read once, then counted along with each insert."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+        self._rivals: dict[tuple[str, ...], Record | None] = {}
+        self._counted: dict[str, int] = {}
+        self._added: Counter[str] = Counter()
+
+    async def around(self, record: Record, pending_limit: int | None) -> Crowd:
+        rival: Record | None = None
+        if record.exclusive:
+            key = _place(record)
+            if key not in self._rivals:
+                self._rivals[key] = await self._transaction.find_rival(record)
+            rival = self._rivals[key]
+        if pending_limit is None:
+            return Crowd(rival)
+        tenant = record.tenant
+        if tenant not in self._counted:
+            self._counted[tenant] = await self._transaction.count_pending(tenant, pending_limit)
+        return Crowd(rival, self._counted[tenant] + self._added[tenant], pending_limit)
+
+    def add(self, record: Record) -> None:
+        if record.exclusive:
+            self._rivals[_place(record)] = record
+        self._added[record.tenant] += 1
+
+
+def _place(record: Record) -> tuple[str, ...]:
+    return record.job, record.target, record.tenant, record.parent
 
 
 async def _update(requests: Sequence[Update], transaction: Transaction, changes: Changes) -> None:

@@ -40,6 +40,7 @@ CREATE TABLE operations (
     restartable INTEGER NOT NULL,
     attempt_limit INTEGER NOT NULL,
     cancellable INTEGER NOT NULL,
+    exclusive INTEGER NOT NULL,
     response_type TEXT NOT NULL,
     metadata_type TEXT NOT NULL,
     params TEXT,
@@ -64,7 +65,7 @@ CREATE TABLE operations (
         CHECK (version >= 1 AND attempt >= 0 AND token >= 0)
 ) STRICT;
 
-CREATE INDEX operations_due ON operations (priority DESC, due_at, seq) WHERE state = 'PENDING';
+CREATE INDEX operations_due ON operations (priority DESC, due_at, seq, tenant) WHERE state = 'PENDING';
 
 CREATE INDEX operations_running ON operations (lease_owner) WHERE state = 'RUNNING';
 
@@ -75,8 +76,8 @@ CREATE INDEX operations_expiry ON operations (expire_at) WHERE expire_at IS NOT 
 
 CREATE INDEX operations_listed ON operations (parent, created_at DESC, name DESC);
 
-CREATE INDEX operations_target ON operations (job, target)
-WHERE target <> '' AND ended_at IS NULL;
+CREATE UNIQUE INDEX operations_exclusive ON operations (job, target, tenant, parent)
+WHERE exclusive = 1 AND ended_at IS NULL;
 
 CREATE UNIQUE INDEX operations_request ON operations (tenant, job, request_id)
 WHERE request_id IS NOT NULL;

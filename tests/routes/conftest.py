@@ -82,7 +82,14 @@ async def service(url: str, stage: Stage) -> AsyncIterator[Service]:
         stage.running.set()
         await stage.go_on.wait()
 
-    jobs: list[Job[Any, Any, Any]] = [count, patient, deaf, stubborn, nothing, uncancellable]
+    @job("alone", parallel="reject")
+    async def alone(ctx: Context) -> None:
+        """Be the only one on its target."""
+        del ctx
+        stage.running.set()
+        await stage.go_on.wait()
+
+    jobs: list[Job[Any, Any, Any]] = [count, patient, deaf, stubborn, nothing, uncancellable, alone]
     async with Service(url, jobs=jobs, auth=AllowAnonymous(), handle_signals=False) as started:
         yield started
         stage.go_on.set()

@@ -462,10 +462,36 @@ async def test_run_repeated_with_its_request_id_is_the_same_operation(client: ht
     assert (error["code"], error["reason"]) == (400, "REQUEST_ID_REUSED")
 
 
+async def test_run_may_be_only_validated(client: httpx2.AsyncClient) -> None:
+    """Done, and nameless, or the error of the real one (AIP-163); `false` starts it."""
+    for spelling in ("validateOnly", "validate_only"):
+        checked = await run(client, "count", {"params": {"to": 1}, spelling: True})
+        assert (checked["name"], checked["done"]) == ("", True)
+        assert checked["response"] == {"@type": "type.googleapis.com/google.protobuf.Empty"}
+        assert metadata(checked)["verb"] == "count"
+    refused = await client.post("jobs/count:run", json={"params": {"to": "x"}, "validateOnly": True})
+    assert error_of(refused)["reason"] == "INVALID_PARAMS"
+    assert (await client.get("operations")).json() == {"operations": []}
+    assert (await run(client, "count", {"params": {"to": 1}, "validateOnly": False}))["name"]
+
+
+async def test_run_of_a_job_that_takes_one_at_a_time_is_409(client: httpx2.AsyncClient, stage: Stage) -> None:
+    first = await run(client, "alone", {"target": "books/b"})
+    await stage.running.wait()
+    error = error_of(await client.post("jobs/alone:run", json={"target": "books/b"}))
+    assert (error["code"], error["status"], error["reason"]) == (409, "ABORTED", "TARGET_BUSY")
+    await run(client, "alone", {"target": "books/c"})
+    stage.go_on.set()
+    while not (await client.post(f"{first['name']}:wait")).json()["done"]:
+        pass
+    await run(client, "alone", {"target": "books/b"})
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
         ({"params": {}}, "params.to"),
+        ({"params": {"to": 1}, "validateOnly": "true"}, "validateOnly"),
         ({"params": {"to": "many"}}, "params.to"),
         ({"params": []}, "params"),
         ({"params": {"to": 1}, "timeout": "5"}, "timeout"),

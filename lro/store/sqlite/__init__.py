@@ -173,9 +173,16 @@ class SQLiteStore:
         with self._place.turn:
             return set_up_writer(connection, self._place.where, self._place.synchronous, self._clock.now())
 
-    async def insert(self, record: Record, within: Within | None = None) -> Record:
+    async def insert(
+        self,
+        record: Record,
+        within: Within | None = None,
+        *,
+        pending_limit: int | None = None,
+        validate_only: bool = False,
+    ) -> Record:
         """See Store.insert."""
-        return await self._write(Insert(record, within))
+        return await self._write(Insert(record, within, pending_limit=pending_limit, validate_only=validate_only))
 
     async def get(self, name: str) -> Record | None:
         """See Store.get. Concurrent calls share one read."""

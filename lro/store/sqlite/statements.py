@@ -19,6 +19,17 @@ READ_REQUESTED = (
 AND job = ?
 AND request_id = ?"""
 )
+FIND_RIVAL = (
+    SELECT
+    + """WHERE job = ?
+AND target = ?
+AND tenant = ?
+AND parent = ?
+AND exclusive = 1
+AND ended_at IS NULL"""
+)
+COUNT_PENDING = """SELECT COUNT(*)
+FROM (SELECT 1 FROM operations WHERE state = 'PENDING' AND tenant = ? LIMIT ?)"""
 FIND_DUE = (
     SELECT
     + """WHERE state = 'PENDING'

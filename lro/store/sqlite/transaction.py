@@ -22,6 +22,7 @@ _OUTCOMES: dict[str | None, CancelOutcome | None] = {None: None, **{it.value: it
 
 _RESTARTABLE = Record._fields.index("restartable")
 _CANCELLABLE = Record._fields.index("cancellable")
+assert Record._fields[_CANCELLABLE + 1] == "exclusive"
 
 DATA_ERRORS = (
     sqlite3.IntegrityError,
@@ -56,6 +57,16 @@ class SQLiteTransaction:
         """Return the records that these (tenant, job, request id) stand for."""
         rows = [row for key in keys for row in self._connection.execute(sql.READ_REQUESTED, key)]
         return {(record.tenant, record.job, record.request_id or ""): record for record in to_records(rows)}
+
+    async def find_rival(self, record: Record) -> Record | None:
+        """Return an exclusive record of the same job, target, tenant and parent that has not ended, or None."""
+        place = (record.job, record.target, record.tenant, record.parent)
+        row = self._connection.execute(sql.FIND_RIVAL, place).fetchone()
+        return None if row is None else to_record(row)
+
+    async def count_pending(self, tenant: str, limit: int) -> int:
+        """Return how many records of a tenant are PENDING, counted up to the limit."""
+        return int(self._connection.execute(sql.COUNT_PENDING, (tenant, limit)).fetchone()[0])
 
     async def find(self, query: Query) -> Sequence[Record]:
         """Return the records of a query."""
@@ -121,7 +132,8 @@ def to_record(row: tuple[Any, ...]) -> Record:  # Any: a row of sqlite3
         row[_RESTARTABLE] == 1,  # STRICT tables have no booleans
         row[_RESTARTABLE + 1],
         row[_CANCELLABLE] == 1,
-        *row[_CANCELLABLE + 1 :],
+        row[_CANCELLABLE + 1] == 1,
+        *row[_CANCELLABLE + 2 :],
     )
     return Record._make(values)
 

@@ -365,6 +365,7 @@ def all_kinds() -> list[Record]:
         "restartable": True,
         "attempt_limit": LARGEST,
         "cancellable": False,
+        "exclusive": False,
         "response_type": TEXT,
         "metadata_type": TEXT,
         "params": TEXT * 1000,
@@ -375,6 +376,7 @@ def all_kinds() -> list[Record]:
         sample_record(params=None),
         sample_record(**full, request_id="1"),
         sample_record(**full, **running, request_id="2", deleted_at=LARGEST),
+        sample_record(exclusive=True),
         sample_record(**full, **ended, state=State.SUCCEEDED, response=TEXT),
         sample_record(**full, **ended, state=State.FAILED, error=TEXT),
         *(
