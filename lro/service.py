@@ -23,7 +23,7 @@ from lro.jobs import Job
 from lro.operations import Operations
 from lro.principal import Authorization
 from lro.routes import health_routes, job_routes, operation_routes
-from lro.routes.exchange import error_response
+from lro.routes.answer import error_response
 from lro.store import Store, open_store
 from lro.worker import Worker
 

@@ -9,7 +9,8 @@ from starlette.responses import Response
 from lro.errors import LROError
 from lro.principal import Authorization, Principal
 from lro.resource import Operation
-from lro.routes.exchange import authenticate, error_response
+from lro.routes.answer import error_response
+from lro.routes.exchange import authenticate
 from lro.routes.health import health_routes
 from lro.routes.jobs import job_routes
 from lro.routes.operations import operation_routes

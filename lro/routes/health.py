@@ -7,7 +7,8 @@ from starlette.routing import BaseRoute
 
 from lro.errors import Unavailable
 from lro.principal import AllowAnonymous
-from lro.routes.exchange import Exchange, Handler, JsonRoute
+from lro.routes.exchange import Exchange
+from lro.routes.routing import Handler, JsonRoute
 
 __all__ = ["health_routes"]
 

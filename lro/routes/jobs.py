@@ -12,19 +12,11 @@ from lro.errors import NotFound
 from lro.jobs import Job
 from lro.operations import Operations
 from lro.principal import Authorization
-from lro.routes.exchange import (
-    Exchange,
-    Fallback,
-    Handler,
-    JsonRoute,
-    boolean_of,
-    decode,
-    duration_of,
-    integer_of,
-    text_of,
-    time_of,
-)
+from lro.routes.exchange import Exchange
+from lro.routes.fields import boolean_of, duration_of, integer_of, text_of, time_of
 from lro.routes.operations import check_auth
+from lro.routes.path import decode
+from lro.routes.routing import Fallback, Handler, JsonRoute
 
 __all__ = ["job_routes"]
 

@@ -15,7 +15,10 @@ from lro.lifecycle import Record
 from lro.operations import Operations
 from lro.principal import Authorization
 from lro.resource import Operation, etag
-from lro.routes.exchange import Exchange, Fallback, Handler, JsonRoute, decode, duration_of, integer_of, text_of
+from lro.routes.exchange import Exchange
+from lro.routes.fields import duration_of, integer_of, text_of
+from lro.routes.path import decode
+from lro.routes.routing import Fallback, Handler, JsonRoute
 
 __all__ = ["operation_routes"]
 
