@@ -6,13 +6,14 @@ type reads and writes it. What is done about a payload that does not fit is left
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import JsonValue, PydanticInvalidForJsonSchema, PydanticSchemaGenerationError, TypeAdapter
 
-__all__ = ["MAX_DEPTH", "Codec", "PayloadTooLarge", "encode", "parse"]
+__all__ = ["MAX_DEPTH", "Codec", "PayloadTooLarge", "encode", "json_schemas", "parse"]
 
 T = TypeVar("T")
 
@@ -39,15 +40,15 @@ class Codec(Generic[T]):
         self.annotation = annotation
         self.limit = limit
         try:
-            self._adapter: TypeAdapter[T] = TypeAdapter(_json_type(annotation))
+            self.adapter: TypeAdapter[T] = TypeAdapter(_json_type(annotation))
         except PydanticSchemaGenerationError as error:
             msg = f"{annotation!r} has no JSON form: use a pydantic model, or dict, list, str, int, float, bool, None"
             raise TypeError(msg) from error
-        _check_round_trip(self._adapter, annotation)
+        _check_round_trip(self.adapter, annotation)
 
     def schema(self) -> dict[str, Any]:  # Any: JSON
         """Return the JSON schema of what may be sent in."""
-        return self._adapter.json_schema(by_alias=True)
+        return self.adapter.json_schema(by_alias=True)
 
     def validate(self, value: Any) -> T:  # Any: what is to be checked
         """Return the value as this type; JSON's own types are converted, a model is taken as it is.
@@ -55,7 +56,7 @@ class Codec(Generic[T]):
         Raises:
             pydantic.ValidationError: It does not fit.
         """
-        return self._adapter.validate_python(value, by_alias=True, by_name=True)
+        return self.adapter.validate_python(value, by_alias=True, by_name=True)
 
     def load(self, text: str | bytes) -> T:
         """Read JSON text.
@@ -63,7 +64,7 @@ class Codec(Generic[T]):
         Raises:
             pydantic.ValidationError: It does not fit the type.
         """
-        return self._adapter.validate_json(text, by_alias=True, by_name=True)
+        return self.adapter.validate_json(text, by_alias=True, by_name=True)
 
     def dump(self, value: T) -> str:
         """Write a value as compact JSON text, under the model's own aliases.
@@ -72,11 +73,27 @@ class Codec(Generic[T]):
             TypeError, ValueError, RecursionError: The value is not of the type, or has no JSON form.
             PayloadTooLarge: The text is longer than the limit.
         """
-        self._adapter.validate_python(value, strict=True)
-        text = encode(self._adapter.dump_python(value, mode="json", by_alias=True, warnings="error"), self.limit)
+        self.adapter.validate_python(value, strict=True)
+        text = encode(self.adapter.dump_python(value, mode="json", by_alias=True, warnings="error"), self.limit)
         if "null" in text:  # pydantic writes it for NaN and infinity too, where a field takes anything
-            _check_finite(self._adapter.dump_python(value, by_alias=True))
+            _check_finite(self.adapter.dump_python(value, by_alias=True))
         return text
+
+
+def json_schemas(
+    codecs: Mapping[str, tuple[Codec[Any], Literal["validation", "serialization"]]],  # Any: of any types
+    ref_template: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # Any: JSON
+    """Return the JSON schemas of several types that share their definitions, by the keys given, and those by name.
+
+    Args:
+        codecs: By key, the codec, and whether what is sent in or what is written out.
+        ref_template: How a schema refers to a definition, such as `#/components/schemas/{model}`.
+    """
+    found, definitions = TypeAdapter.json_schemas(
+        [(key, mode, codec.adapter) for key, (codec, mode) in codecs.items()], by_alias=True, ref_template=ref_template
+    )
+    return {key: schema for (key, _), schema in found.items()}, definitions.get("$defs", {})
 
 
 def _check_finite(value: object) -> None:

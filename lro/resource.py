@@ -15,14 +15,15 @@ from lro.clock import format_time
 from lro.lifecycle import Record, State
 from lro.status import ERROR_INFO, Code, Status
 
-__all__ = ["Operation", "new_name", "parse_name"]
+__all__ = ["ID_PATTERN", "Operation", "new_name", "operation_schema", "parse_name"]
 
 STRUCT = "type.googleapis.com/google.protobuf.Struct"
 VALUE = "type.googleapis.com/google.protobuf.Value"
 EMPTY = "type.googleapis.com/google.protobuf.Empty"
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base32: no i, l, o, u
-_NAME = re.compile(r"(?:(.+)/)?operations/[0-9a-hjkmnp-tv-z]{26}")
+ID_PATTERN = "^[0-9a-hjkmnp-tv-z]{26}$"
+_NAME = re.compile(rf"(?:(.+)/)?operations/{ID_PATTERN[1:-1]}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
 MAX_PARENT = 512  # characters
 
@@ -98,14 +99,15 @@ class Operation:
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:  # Any: pydantic's own
         """Return the JSON schema of `to_dict`."""
-        return _json_schema()
+        return operation_schema()
 
     def to_json(self) -> bytes:
         """Return `to_dict` as JSON in UTF-8."""
         return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _json_schema() -> dict[str, Any]:
+def operation_schema() -> dict[str, Any]:
+    """Return the JSON schema of an Operation as `to_dict` has it."""
     url = {"type": "string", "description": "The URL of its protobuf type"}
     any_message = {"type": "object", "properties": {"@type": url}, "required": ["@type"], "additionalProperties": True}
     status = {

@@ -22,7 +22,7 @@ from lro.errors import Unavailable
 from lro.jobs import Job
 from lro.operations import Operations
 from lro.principal import Authorization
-from lro.routes import health_routes, job_routes, operation_routes
+from lro.routes import health_routes, job_routes, openapi_routes, operation_routes
 from lro.routes.answer import error_response
 from lro.store import Store, open_store
 from lro.worker import Worker
@@ -81,6 +81,7 @@ class Service:
                 *health_routes(lambda: self.ready, domain=domain),
                 *operation_routes(self.operations, auth=auth),
                 *job_routes(self.operations, jobs=jobs, auth=auth),
+                *openapi_routes(jobs=jobs, auth=auth, domain=domain),
             ],
             lifespan=self.lifespan,  # for a server that has nothing else: a mount is told of none
         )

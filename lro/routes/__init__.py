@@ -13,12 +13,14 @@ from lro.routes.answer import error_response
 from lro.routes.exchange import authenticate
 from lro.routes.health import health_routes
 from lro.routes.jobs import job_routes
+from lro.routes.openapi import openapi_routes
 from lro.routes.operations import operation_routes
 
 __all__ = [
     "exception_handlers",
     "health_routes",
     "job_routes",
+    "openapi_routes",
     "operation_response",
     "operation_routes",
     "principal_of",

@@ -91,7 +91,8 @@ class _JobRoutes:
             principal=exchange.principal,
             validate_only=boolean_of(body, "validateOnly"),
         )
-        return Response(operation.to_json(), media_type="application/json")
+        headers = {"operation-id": operation.name.rpartition("/")[2]} if operation.name else {}
+        return Response(operation.to_json(), media_type="application/json", headers=headers)
 
     def _job(self, name: str) -> Job[Any, Any, Any]:  # Any: as above
         try:

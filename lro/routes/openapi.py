@@ -1,0 +1,298 @@
+"""The OpenAPI 3.1 document of what is mounted: the methods of operations, and each job's run with its schemas.
+
+Describes what other rooms decide, and nothing else: `operations` and `jobs` say which calls there are, a job's
+codecs what its types look like, `resource` what an Operation is.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any, Literal, cast
+
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from lro.jobs import Job
+from lro.operations import MAX_TEXT
+from lro.payload import Codec, json_schemas
+from lro.principal import Authorization
+from lro.resource import ID_PATTERN, operation_schema
+from lro.routes.exchange import Exchange
+from lro.routes.operations import check_auth
+from lro.routes.routing import Fallback, Handler, JsonRoute
+from lro.status import Code
+
+__all__ = ["openapi_document", "openapi_routes"]
+
+Json = dict[str, Any]  # Any: JSON
+Jobs = Mapping[str, Job[Any, Any, Any]]  # Any: jobs of any types
+
+SCHEMAS = "#/components/schemas/"
+OPERATION, ERROR = "google.longrunning.Operation", "google.rpc.Error"  # no name of a model has a dot
+PATH = "/openapi.json"
+
+_DURATION: Json = {"type": "string", "pattern": r"^[0-9]{1,11}(\.[0-9]{1,9})?s$", "examples": ["8s", "1.500s"]}
+_TIME: Json = {
+    "type": "string",
+    "format": "date-time",
+    "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$",
+    "examples": ["2026-11-22T20:15:00Z"],
+}
+
+
+def openapi_routes(
+    *,
+    jobs: Iterable[Job[Any, Any, Any]],  # Any: jobs of any types
+    auth: Authorization,
+    domain: str = "lro",
+) -> list[BaseRoute]:
+    """Return `GET openapi.json`, for who may list the jobs.
+
+    Args:
+        jobs: The jobs that clients may start.
+        auth: Who may do what; `AllowAnonymous()` for everybody everything.
+        domain: For the ErrorInfo of errors, and the document's title.
+
+    Raises:
+        TypeError: auth has not the two hooks.
+    """
+    check_auth(auth)
+    known = {job.name: job for job in jobs}
+
+    async def get(exchange: Exchange) -> Response:
+        await exchange.authorize("jobs.list", "jobs")
+        exchange.query(())
+        server = exchange.request.scope.get("root_path", "") or "/"
+        document = openapi_document(known, title=domain, server=server)
+        return Response(json.dumps(document, separators=(",", ":")), media_type="application/json")
+
+    handlers: Mapping[str, Mapping[str, Handler]] = {PATH: {"GET": get}}
+    return [JsonRoute(handlers.get, auth, domain), Fallback(domain)]
+
+
+def openapi_document(jobs: Jobs, *, title: str, server: str) -> Json:
+    """Return the document, as JSON values.
+
+    Args:
+        jobs: The jobs that can be started, by name.
+        title: What the service is called.
+        server: The URL, or the path, that the document's paths go on from.
+    """
+    types, definitions = _types(jobs)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": version("lro"), "description": _ABOUT},
+        "servers": [{"url": server}],
+        "paths": {
+            "/operations": {"get": _LIST},
+            "/operations/{operation}": {"parameters": [_OPERATION], "get": _GET, "delete": _DELETE},
+            "/operations/{operation}:cancel": {"parameters": [_OPERATION], "post": _CANCEL},
+            "/operations/{operation}:wait": {"parameters": [_OPERATION], "post": _WAIT},
+            **{f"/jobs/{name}:run": {"post": _run(job, types)} for name, job in jobs.items()},
+        },
+        "components": {
+            "schemas": {**definitions, OPERATION: _operation(), ERROR: _ERROR},
+            "parameters": _SYSTEM_PARAMETERS,
+            "responses": {"Error": {"description": "What went wrong (AIP-193)", "content": _content(_ref(ERROR))}},
+        },
+    }
+
+
+def _types(jobs: Jobs) -> tuple[Mapping[str, Json], Mapping[str, Json]]:
+    """Return the schemas of all jobs' types, by `job:params` and so on, and the definitions that they refer to."""
+    codecs: dict[str, tuple[Codec[Any], Literal["validation", "serialization"]]] = {}  # Any: of any types
+    for name, job in jobs.items():
+        if job.params is not None:
+            codecs[f"{name}:params"] = (job.params, "validation")
+        if job.progress is not None:
+            codecs[f"{name}:progress"] = (job.progress, "serialization")
+        codecs[f"{name}:result"] = (job.result, "serialization")
+    types, definitions = json_schemas(codecs, SCHEMAS + "{model}")
+    return _narrowed(types), _narrowed(definitions)
+
+
+def _narrowed(schema: Any) -> Any:  # Any: JSON
+    """Return a schema whose integers have bounds: what has more than 64 bits is in no payload."""
+    if isinstance(schema, list):
+        return [_narrowed(member) for member in cast("list[object]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    narrowed: Json = {key: _narrowed(member) for key, member in cast("dict[str, object]", schema).items()}
+    if narrowed.get("type") == "integer":
+        if not narrowed.keys() & {"minimum", "exclusiveMinimum"}:
+            narrowed["minimum"] = -(2**63)
+        if not narrowed.keys() & {"maximum", "exclusiveMaximum"}:
+            narrowed["maximum"] = 2**64 - 1
+    return narrowed
+
+
+def _run(job: Job[Any, Any, Any], types: Mapping[str, Json]) -> Json:  # Any: a job of any types
+    fields: Json = {
+        "requestId": _text("Repeating the call with it within 24 hours returns the same operation (AIP-155)"),
+        "validateOnly": {"type": "boolean", "description": "Check all of it, and start nothing (AIP-163)"},
+        "scheduleTime": {**_TIME, "description": "Not to be run before"},
+        "priority": {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1, "description": "Higher runs first"},
+        "timeout": {**_DURATION, "description": "From now, or from scheduleTime, to its deadline"},
+        "target": _text("The resource that it works on"),
+        "ttl": {**_DURATION, "description": "How long it is kept after its end"},
+    }
+    needed: list[str] = []
+    if job.params is not None:
+        fields["params"] = types[f"{job.name}:params"]
+        needed = ["params"] if any(field.is_required() for field in job.params.annotation.model_fields.values()) else []
+    about = (job.__doc__ or "").strip()
+    return {
+        "operationId": f"run.{job.name}",
+        "tags": ["jobs"],
+        "summary": about.partition("\n")[0] or f"Start {job.name}",
+        "description": about,
+        "parameters": _system_parameters(),
+        "requestBody": {"required": bool(needed), "content": _content({**_object(fields), "required": needed})},
+        "responses": _responses("The operation, which a worker runs", _operation_of(job, types), starts=True),
+    }
+
+
+def _operation() -> Json:
+    """Return the schema of any Operation; `fields` may leave out what else is always there."""
+    return {key: value for key, value in operation_schema().items() if key != "required"}
+
+
+def _operation_of(job: Job[Any, Any, Any], types: Mapping[str, Json]) -> Json:  # Any: a job of any types
+    """Return the schema of an Operation of this job: with its own progress and its own result."""
+    own: Json = {"response": {"properties": {"value": types[f"{job.name}:result"]}}}
+    if job.progress is not None:
+        value = {"properties": {"progress": types[f"{job.name}:progress"]}}
+        own["metadata"] = {"properties": {"value": value}}
+    return {"allOf": [_ref(OPERATION), {"properties": own}]}
+
+
+def _responses(about: str, schema: Json, *, starts: bool = False) -> Json:
+    """Return the responses of a method; what starts an operation says how to go on with it."""
+    ok: Json = {"description": about, "content": _content(schema)}
+    if starts:
+        ok["headers"] = {
+            "Operation-Id": {
+                "description": "The last segment of the operation's name; none if it was only validated",
+                "schema": {"type": "string", "pattern": ID_PATTERN},
+            }
+        }
+        ok["links"] = {
+            f"{verb}Operation": {
+                "operationId": f"operations.{verb}",
+                "parameters": {"operation": "$response.header.Operation-Id"},
+            }
+            for verb in ("get", "wait", "cancel", "delete")
+        }
+    return {"200": ok, "default": {"$ref": "#/components/responses/Error"}}
+
+
+def _method(verb: str, summary: str, about: str, schema: Json, *parameters: Json, body: Json | None = None) -> Json:
+    described: Json = {
+        "operationId": f"operations.{verb}",
+        "tags": ["operations"],
+        "summary": summary,
+        "parameters": [*parameters, *_system_parameters()],
+        "responses": _responses(about, schema),
+    }
+    return described if body is None else {**described, "requestBody": {"content": _content(_object(body))}}
+
+
+def _parameter(name: str, where: str, schema: Json, about: str) -> Json:
+    return {"name": name, "in": where, "required": where == "path", "schema": schema, "description": about}
+
+
+def _system_parameters() -> list[Json]:
+    return [{"$ref": f"#/components/parameters/{name}"} for name in _SYSTEM_PARAMETERS]
+
+
+def _content(schema: Json) -> Json:
+    return {"application/json": {"schema": schema}}
+
+
+def _object(properties: Json) -> Json:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": SCHEMAS + name}
+
+
+def _text(about: str) -> Json:
+    return {"type": "string", "maxLength": MAX_TEXT, "description": about}
+
+
+_ABOUT = (
+    "Long-running operations in the style of google.longrunning.Operations. A run answers at once with an Operation: "
+    "wait for its end, or cancel it, by its name. An operation with a parent has the parent's name before its own in "
+    "all these paths, as in `projects/p/operations/...`."
+)
+_SYSTEM_PARAMETERS: Mapping[str, Json] = {
+    "fields": _parameter(
+        "fields", "query", {"type": "string"}, "The fields to answer with, as in `name,done` (AIP-157)"
+    ),
+    "alt": _parameter("alt", "query", {"enum": ["json", "json;enum-encoding=int"]}, "How the answer is written"),
+    "prettyPrint": _parameter("prettyPrint", "query", {"type": "boolean"}, "Indent the answer"),
+}
+_OPERATION = _parameter(
+    "operation", "path", {"type": "string", "pattern": ID_PATTERN}, "The last segment of the operation's name"
+)
+_EMPTY: Json = {"type": "object", "maxProperties": 0}
+_LIST = _method(
+    "list",
+    "List operations, newest first",
+    "A page, which may be short; nextPageToken leads to the next one, and is missing at the end",
+    {
+        "type": "object",
+        "properties": {
+            "operations": {"type": "array", "items": _ref(OPERATION)},
+            "nextPageToken": {"type": "string"},
+        },
+        "additionalProperties": False,
+    },
+    _parameter("filter", "query", {"type": "string", "maxLength": 2048}, "Which operations (AIP-160)"),
+    _parameter(
+        "pageSize", "query", {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, "At most so many; 0 for 50"
+    ),
+    _parameter("pageToken", "query", {"type": "string", "maxLength": 1024}, "The nextPageToken of the page before"),
+    _parameter("returnPartialSuccess", "query", {"type": "boolean", "const": False}, "Not supported: false"),
+)
+_GET = _method("get", "Look at an operation", "The operation as it is now", _ref(OPERATION))
+_DELETE = _method("delete", "Forget an operation", "It is hidden; what has not ended goes on", _EMPTY)
+_CANCEL = _method(
+    "cancel",
+    "Ask for an operation to be cancelled",
+    "The request is on record; whether the operation ends as CANCELLED is seen there",
+    _EMPTY,
+    body={"reason": _text("Why, for the job and the metadata")},
+)
+_WAIT = _method(
+    "wait",
+    "Wait for the end of an operation",
+    "The operation when it is done, or as it is after that time",
+    _ref(OPERATION),
+    body={"timeout": {**_DURATION, "description": "How long at most; the service may answer earlier"}},
+)
+_ERROR: Json = _object(
+    {
+        "error": {
+            **_object(
+                {
+                    "code": {"type": "integer", "minimum": 400, "maximum": 599, "description": "The HTTP status"},
+                    "message": {"type": "string"},
+                    "status": {"enum": [code.name for code in Code if code is not Code.OK]},
+                    "details": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "properties": {"@type": {"type": "string"}},
+                            "required": ["@type"],
+                        },
+                        "minItems": 1,
+                        "description": "One of them is a google.rpc.ErrorInfo: its reason is stable",
+                    },
+                }
+            ),
+            "required": ["code", "message", "status", "details"],
+        }
+    }
+) | {"required": ["error"]}

@@ -1,0 +1,27 @@
+"""Hooks of schemathesis: what it can't know of our rules, told it before it reads the document."""
+
+import os
+import uuid
+from typing import Any
+
+import schemathesis
+
+STATEFUL = os.environ.get("SCHEMA_HOOKS") == "stateful"
+
+
+@schemathesis.hook
+def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:
+    """Let it start operations in stories: it takes `requestId` for the id of a resource that something else makes."""
+    for path, item in raw_schema["paths"].items():
+        if STATEFUL and path.endswith(":run"):
+            fields = item["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+            del fields["requestId"]
+            del fields["validateOnly"]  # which leaves nothing to go on with
+
+
+@schemathesis.hook
+def map_body(_context: Any, body: Any) -> Any:
+    """Never repeat a request id with other params by chance, which is refused."""
+    if isinstance(body, dict) and isinstance(body.get("requestId"), str) and 0 < len(body["requestId"]) <= 1024:
+        body["requestId"] = str(uuid.uuid4())
+    return body
