@@ -35,6 +35,8 @@ def integer_of(fields: Mapping[str, object], field: str) -> int:
     value = fields.get(field, 0)
     if isinstance(value, str) and _INTEGER.fullmatch(value):
         value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1.0 and 1e3 are integers in JSON, to protobuf and JSON Schema too
     if isinstance(value, bool) or not isinstance(value, int):
         raise invalid(field, "must be an integer")
     return value

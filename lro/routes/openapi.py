@@ -218,7 +218,7 @@ def _ref(name: str) -> Json:
 
 
 def _text(about: str) -> Json:
-    return {"type": "string", "maxLength": MAX_TEXT, "description": about}
+    return {"type": "string", "maxLength": MAX_TEXT, "pattern": r"^[^\u0000]*$", "description": about}
 
 
 _ABOUT = (

@@ -32,6 +32,8 @@ class Picture(BaseModel):
 
 
 class Book(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     book_title: str = Field(alias="bookTitle", min_length=1, max_length=80)
     authors: list[Author] = Field(default=[], max_length=5)
     parts: list[Annotated[Chapter | Picture, Field(discriminator="kind")]] = Field(default=[], max_length=8)
@@ -59,6 +61,8 @@ async def bind(ctx: Context[Progress], params: Book) -> Bound:
 
 
 class Nap(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     seconds: float = Field(default=0.01, ge=0, le=0.5)
 
 

@@ -20,8 +20,8 @@ def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:
 
 
 @schemathesis.hook
-def map_body(_context: Any, body: Any) -> Any:
+def before_call(_context: Any, case: schemathesis.Case, _kwargs: Any) -> None:
     """Never repeat a request id with other params by chance, which is refused."""
+    body = case.body
     if isinstance(body, dict) and isinstance(body.get("requestId"), str) and 0 < len(body["requestId"]) <= 1024:
-        body["requestId"] = str(uuid.uuid4())
-    return body
+        case.body = {**body, "requestId": str(uuid.uuid4())}

@@ -497,6 +497,7 @@ async def test_run_of_a_job_that_takes_one_at_a_time_is_409(client: httpx2.Async
         ({"params": {"to": 1}, "timeout": "5"}, "timeout"),
         ({"params": {"to": 1}, "priority": "high"}, "priority"),
         ({"params": {"to": 1}, "priority": True}, "priority"),
+        ({"params": {"to": 1}, "priority": 1.5}, "priority"),
         ({"params": {"to": 1}, "scheduleTime": "tomorrow"}, "scheduleTime"),
         ({"params": {"to": 1}, "scheduleTime": "2100-01-01T00:00:00"}, "scheduleTime"),
         ({"params": {"to": 1}, "target": 7}, "target"),
