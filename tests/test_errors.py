@@ -22,6 +22,8 @@ def reasons_in(source: str) -> Iterator[str]:
         match node:
             case ast.Call(func=ast.Name(id="error_info"), args=[ast.Constant(value=str(reason)), *_]):
                 yield reason
+            case ast.Call(func=ast.Attribute(attr="_internal"), args=[ast.Constant(value=str(reason)), *_]):
+                yield reason
             case ast.keyword(arg="reason", value=value):
                 found = [one.value for one in ast.walk(value) if isinstance(one, ast.Constant)]
                 yield from (reason for reason in found if isinstance(reason, str) and reason)
@@ -50,11 +52,12 @@ def test_reasons_are_found_wherever_they_stand() -> None:
     source = """
 raise NotFound("x", reason="A_ONE" if x else "A_TWO")
 error_info("A_THREE", name="n")
+self._internal("A_FIVE", None)
 class X:
     reason = "A_FOUR"
     other: str = "NOT_A_REASON"
 """
-    assert set(reasons_in(source)) == {"A_ONE", "A_TWO", "A_THREE", "A_FOUR"}
+    assert set(reasons_in(source)) == {"A_ONE", "A_TWO", "A_THREE", "A_FOUR", "A_FIVE"}
 
 
 def test_reasons_have_the_form_that_aip_193_asks_for() -> None:
