@@ -6,7 +6,6 @@ Decides how commands are spelled and which exit code says what; the work is done
 import logging
 import signal
 import sys
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -91,9 +90,14 @@ def serve(  # noqa: PLR0917 -- typer hands them over by name
     if not prefix.startswith("/") or prefix.endswith("/"):
         _refuse("serve", f"--prefix {prefix}: begin with a slash, and end without one, as in /v1")
     server = uvicorn.Server(uvicorn.Config(service.app(prefix), host=host, port=port, log_config=None))
-    with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has shut down
+    try:
         server.run()
-    if not server.started:
+    except KeyboardInterrupt:
+        pass  # uvicorn raises it again after it has shut down
+    except SystemExit:
+        if server.started:
+            raise
+    if not server.started:  # uvicorn has logged why
         raise typer.Exit(EXIT_UNAVAILABLE)
 
 
@@ -119,8 +123,8 @@ def worker(
 
 async def _work(worker: Worker) -> None:
     async with worker.store, worker:
-        log.info("worker %s runs up to %d operations at once", worker.id, worker.concurrency)
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            log.info("worker %s runs up to %d operations at once", worker.id, worker.concurrency)
             async for number in signals:
                 log.info("%s: shutting down; once more to end at once", number.name)
                 break
