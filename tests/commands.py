@@ -43,7 +43,12 @@ class Command:
     def start(self) -> None:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.process = subprocess.Popen(
-            self._arguments, cwd=self._folder, env=self._environment, stderr=subprocess.PIPE, text=True
+            self._arguments,
+            cwd=self._folder,
+            env=self._environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, args=(self.process, self._lines))
         self._reader.start()
@@ -76,14 +81,19 @@ class Command:
         return httpx2.Client(base_url=f"{url}/v1/", timeout=20)
 
     def kill(self) -> None:
-        """End it as the kernel would, without a chance to tidy up."""
-        self.process.kill()
+        """End it as the kernel would, without a chance to tidy up, and the processes that it started."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
         self._reader.join(10)
 
     def terminate(self, timeout: float = 20.0) -> int:
         """Ask it to end, and return its exit status."""
         self.process.send_signal(signal.SIGTERM)
+        return self.ended(timeout)
+
+    def ended(self, timeout: float = 20.0) -> int:
+        """Wait for its end, and return its exit status."""
         status = self.process.wait(timeout)
         self._reader.join(10)
         while (line := self._lines.get()) is not None:

@@ -1,5 +1,6 @@
 """Whole processes, seen from outside: kill -9 and restart, SIGTERM under load."""
 
+import signal
 import threading
 import time
 from collections import Counter
@@ -132,7 +133,7 @@ def test_sigterm_with_waits_parked_and_jobs_running_ends_in_good_order(tmp_path:
         while client.get(f"{server.url}/waiting").text != "20":
             time.sleep(0.01)
         began = time.monotonic()
-        server.terminate(timeout=15)
+        assert server.terminate(timeout=15) == -signal.SIGTERM, "uvicorn's own exit status"
         took = time.monotonic() - began
         for thread in threads:
             thread.join(10)
