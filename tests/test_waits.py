@@ -232,6 +232,7 @@ class House:
     async def is_left_in_order(self) -> None:
         assert self.is_empty()
         await until(lambda: not self.store._gets._waiting)  # reads that they had asked for
+        await anyio.lowlevel.checkpoint()  # a turn of the loop holds what woke it, such as a gather with its waits
         assert not self.watches()
         with anyio.fail_after(PATIENCE):
             assert not (await self.operations.wait(self.name, timedelta(0))).done
