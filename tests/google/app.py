@@ -128,7 +128,12 @@ class Change(Message):
 MEMCACHE = "type.googleapis.com/google.cloud.memcache.v1"
 
 
-@job("instances.create", response_type=f"{MEMCACHE}.Instance", metadata_type=f"{MEMCACHE}.OperationMetadata")
+@job(
+    "instances.create",
+    parallel="reject",
+    response_type=f"{MEMCACHE}.Instance",
+    metadata_type=f"{MEMCACHE}.OperationMetadata",
+)
 async def create_instance(ctx: Context[Change], instance: Instance) -> Instance:
     """Set an instance up, until it is let end, or cancelled."""
     await ctx.checkpoint(Change(verb="create", status_detail="waiting for a host"))

@@ -10,7 +10,6 @@ from tests.google.conftest import Service
 from tests.google.test_operations_client import SOON
 
 LOCATION = "projects/p/locations/europe-west1"
-NAME = f"{LOCATION}/instances/cache"
 ASKED = Instance(display_name="Sessions", node_count=2, node_config={"cpu_count": 1, "memory_size_mb": 1024})
 
 
@@ -21,11 +20,11 @@ def client(service: Service) -> CloudMemcacheClient:
 
 
 def test_a_whole_life_of_an_operation(service: Service, client: CloudMemcacheClient) -> None:
-    creating = client.create_instance(parent=LOCATION, instance_id="cache", instance=ASKED)
-    name = creating.operation.name
+    creating = client.create_instance(parent=LOCATION, instance_id="whole", instance=ASKED)
+    name, made = creating.operation.name, f"{LOCATION}/instances/whole"
     assert name.startswith(f"{LOCATION}/operations/")
     assert creating.metadata == OperationMetadata(
-        create_time=creating.metadata.create_time, target=NAME, verb="instances.create", api_version="v1"
+        create_time=creating.metadata.create_time, target=made, verb="instances.create", api_version="v1"
     )
 
     service.heard_of(name, "waiting for a host")
@@ -35,7 +34,7 @@ def test_a_whole_life_of_an_operation(service: Service, client: CloudMemcacheCli
     instance = creating.result(polling=SOON)
 
     assert isinstance(instance, Instance)
-    assert (instance.name, instance.display_name, instance.node_count) == (NAME, "Sessions", 2)
+    assert (instance.name, instance.display_name, instance.node_count) == (made, "Sessions", 2)
     assert (instance.node_config, instance.state) == (ASKED.node_config, Instance.State.READY)
     assert instance.create_time > creating.metadata.create_time
     assert creating.metadata.end_time > instance.create_time
@@ -50,7 +49,7 @@ def test_a_whole_life_of_an_operation(service: Service, client: CloudMemcacheCli
 
 
 def test_a_cancel(service: Service, client: CloudMemcacheClient) -> None:
-    creating = client.create_instance(parent=LOCATION, instance_id="cache", instance=ASKED)
+    creating = client.create_instance(parent=LOCATION, instance_id="cancelled", instance=ASKED)
     service.heard_of(creating.operation.name, "waiting for a host")
 
     assert creating.cancel() is True
@@ -63,7 +62,7 @@ def test_a_cancel(service: Service, client: CloudMemcacheClient) -> None:
 
 
 def test_a_cancel_by_its_name(client: CloudMemcacheClient) -> None:
-    creating = client.create_instance(parent=LOCATION, instance_id="cache", instance=ASKED)
+    creating = client.create_instance(parent=LOCATION, instance_id="named", instance=ASKED)
 
     client.cancel_operation(operations_pb2.CancelOperationRequest(name=creating.operation.name))
 
@@ -72,7 +71,18 @@ def test_a_cancel_by_its_name(client: CloudMemcacheClient) -> None:
 
 
 def test_what_is_deleted_is_empty(client: CloudMemcacheClient) -> None:
-    deleting = client.delete_instance(name=NAME)
+    name = f"{LOCATION}/instances/deleted"
+    deleting = client.delete_instance(name=name)
 
     assert deleting.result(polling=SOON) is not None
-    assert (deleting.metadata.verb, deleting.metadata.target) == ("delete", NAME)
+    assert (deleting.metadata.verb, deleting.metadata.target) == ("delete", name)
+
+
+def test_a_second_operation_on_an_instance_is_refused(client: CloudMemcacheClient) -> None:
+    creating = client.create_instance(parent=LOCATION, instance_id="twice", instance=ASKED)
+
+    with pytest.raises(exceptions.Conflict) as caught:
+        client.create_instance(parent=LOCATION, instance_id="twice", instance=ASKED)
+
+    assert caught.value.reason == "TARGET_BUSY"
+    creating.cancel()
