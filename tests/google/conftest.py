@@ -10,6 +10,7 @@ from google.longrunning import operations_pb2
 from google.protobuf import json_format
 from google.rpc import error_details_pb2
 
+from lro.status import ERROR_INFO
 from tests.servers import Server
 
 LONGRUNNING = "google.longrunning.Operations"
@@ -42,8 +43,15 @@ REFUSALS: list[tuple[str, dict[str, Any], str, str]] = [
 ]
 
 
-def details(error: Any) -> error_details_pb2.ErrorInfo:  # Any: the client's exception
-    """Return the ErrorInfo of an operation's error, which the clients leave packed in its details."""
+def reason(error: Any) -> str:  # Any: the client's exception of a call that was refused
+    """Return the reason in its ErrorInfo; `error.reason` is right from google-api-core 2.44 on."""
+    (found,) = (one for one in error.details if one["@type"] == ERROR_INFO)
+    assert found["domain"] in ("books.example.com", "lro")
+    return str(found["reason"])
+
+
+def packed(error: Any) -> error_details_pb2.ErrorInfo:  # Any: the client's exception of an operation that failed
+    """Return its ErrorInfo, which the clients leave packed."""
     (status,) = error.errors
     info = error_details_pb2.ErrorInfo()
     (detail,) = status.details

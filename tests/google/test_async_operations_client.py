@@ -16,7 +16,7 @@ from google.longrunning import operations_pb2
 from google.protobuf import struct_pb2
 from google.protobuf.json_format import MessageToDict
 
-from tests.google.conftest import BARE, NOBODYS, REFUSALS, Service, details
+from tests.google.conftest import BARE, NOBODYS, REFUSALS, Service, packed, reason
 from tests.google.messages import Book, Writing
 
 SOON = retry_async.AsyncRetry(
@@ -90,7 +90,7 @@ async def test_a_future_cancels(service: Service, client: AsyncOperationsRestCli
         await it.result()
 
     assert await it.cancelled()
-    assert details(caught.value).reason == "OPERATION_CANCELLED"
+    assert packed(caught.value).reason == "OPERATION_CANCELLED"
     assert MessageToDict(it.metadata)["requestedCancellation"] is True
 
 
@@ -99,7 +99,7 @@ async def test_the_error_of_a_job_is_an_exception(service: Service, client: Asyn
 
     assert isinstance(error, exceptions.GoogleAPICallError)
     assert (error.message, error.errors[0].code) == ("the book is lent", 9)
-    assert details(error).reason == "BOOK_LENT"
+    assert packed(error).reason == "BOOK_LENT"
 
 
 async def test_a_job_may_name_messages_of_its_own(service: Service, client: AsyncOperationsRestClient) -> None:
@@ -132,16 +132,16 @@ async def test_names_without_a_parent_need_the_bindings_of_the_proto(service: Se
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "name", "reason"),
+    ("kind", "options", "name", "why"),
     [*REFUSALS, ("Unauthorized", {"path_prefix": "unknown/v1"}, NOBODYS, "UNAUTHENTICATED")],
 )
 async def test_a_refusal_is_an_exception_with_a_reason(
-    connect: Connect, kind: str, options: dict[str, Any], name: str, reason: str
+    connect: Connect, kind: str, options: dict[str, Any], name: str, why: str
 ) -> None:
     with pytest.raises(getattr(exceptions, kind)) as caught:
         await connect(**options).get_operation(name)
 
-    assert caught.value.reason == reason
+    assert reason(caught.value) == why
 
 
 async def test_a_body_that_is_too_large_is_told_in_json_too(service: Service) -> None:
@@ -156,7 +156,7 @@ async def test_a_body_that_is_too_large_is_told_in_json_too(service: Service) ->
         await session.close()
 
     error = exceptions.format_http_response_error(response, "POST", url, payload)
-    assert (error.code, error.reason) == (413, "BODY_TOO_LARGE")
+    assert (error.code, reason(error)) == (413, "BODY_TOO_LARGE")
 
 
 async def test_a_store_that_is_away_for_a_moment_is_asked_again(service: Service, connect: Connect) -> None:

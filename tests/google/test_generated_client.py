@@ -6,7 +6,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud.memcache_v1 import CloudMemcacheClient, Instance, OperationMetadata
 from google.longrunning import operations_pb2
 
-from tests.google.conftest import Service
+from tests.google.conftest import Service, reason
 from tests.google.test_operations_client import SOON
 
 LOCATION = "projects/p/locations/europe-west1"
@@ -45,7 +45,7 @@ def test_a_whole_life_of_an_operation(service: Service, client: CloudMemcacheCli
     client.delete_operation(operations_pb2.DeleteOperationRequest(name=name))
     with pytest.raises(exceptions.NotFound) as caught:
         client.get_operation(operations_pb2.GetOperationRequest(name=name))
-    assert caught.value.reason == "OPERATION_NOT_FOUND"
+    assert reason(caught.value) == "OPERATION_NOT_FOUND"
 
 
 def test_a_cancel(service: Service, client: CloudMemcacheClient) -> None:
@@ -84,5 +84,5 @@ def test_a_second_operation_on_an_instance_is_refused(client: CloudMemcacheClien
     with pytest.raises(exceptions.Conflict) as caught:
         client.create_instance(parent=LOCATION, instance_id="twice", instance=ASKED)
 
-    assert caught.value.reason == "TARGET_BUSY"
+    assert reason(caught.value) == "TARGET_BUSY"
     creating.cancel()
