@@ -52,7 +52,7 @@ class Codec(Generic[T]):
 
     def shapes(self) -> list[dict[str, Any]]:  # Any: JSON
         """Return the JSON schemas of what is written: one, or each alternative of a union."""
-        schema = self._adapter.json_schema(mode="serialization", by_alias=True)
+        schema = self.adapter.json_schema(mode="serialization", by_alias=True)
         definitions = {f"#/$defs/{name}": one for name, one in schema.get("$defs", {}).items()}
         shapes: list[dict[str, Any]] = []  # Any: JSON
         left = [schema]

@@ -21,6 +21,7 @@ STRUCT = "type.googleapis.com/google.protobuf.Struct"
 VALUE = "type.googleapis.com/google.protobuf.Value"
 LIST_VALUE = "type.googleapis.com/google.protobuf.ListValue"
 EMPTY = "type.googleapis.com/google.protobuf.Empty"
+_NO_RESULT = {"": "null", EMPTY: "null", VALUE: "null", LIST_VALUE: "[]", STRUCT: "{}"}
 
 _TIME, _TEXT = "2026-11-22T20:15:00.250001Z", "text"
 
@@ -99,8 +100,12 @@ class Operation:
 
     @classmethod
     def validated(cls, record: Record, domain: str = "lro") -> "Operation":
-        """Return the operation that stands for a start which was only validated: done, and with no name (AIP-163)."""
-        done = record._replace(name="", state=State.SUCCEEDED, ended_at=record.created_at, response="null")
+        """Return the operation that stands for a start which was only validated: done, and with no name (AIP-163).
+
+        Its response is an empty one of the job's type.
+        """
+        empty = _NO_RESULT.get(record.response_type, "{}")
+        done = record._replace(name="", state=State.SUCCEEDED, ended_at=record.created_at, response=empty)
         return cls.of(done, domain)
 
     @property
@@ -181,6 +186,11 @@ def type_url(text: str) -> str:
     return f"type.googleapis.com/{name}" if name == text or name.startswith("google.protobuf.") else text
 
 
+def is_message(url: str) -> bool:
+    """Return whether it is the URL of a message, whose JSON is its fields: none of the types that hold any JSON."""
+    return url not in _NO_RESULT
+
+
 def common_field(name: str) -> str | None:
     """Return which common field of the metadata a model's field is, in either casing; None for the job's own."""
     return _SPELLINGS.get(name)
@@ -200,9 +210,7 @@ def _any(value: Any, url: str) -> dict[str, Any]:
     url = url or _type_for(value)
     if url == EMPTY:
         return {"@type": EMPTY}  # which may have no value
-    if url in (STRUCT, VALUE, LIST_VALUE):
-        return {"@type": url, "value": value}
-    return _message(value, url)
+    return _message(value, url) if is_message(url) else {"@type": url, "value": value}
 
 
 def _type_for(value: object) -> str:

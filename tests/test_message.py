@@ -378,6 +378,24 @@ async def test_one_that_never_ran_tells_of_its_cancel(store: Store) -> None:
     assert (shown["requestedCancellation"], "endTime" in shown) == (True, True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "response"),
+    [
+        (BOOK, {"@type": BOOK}),
+        (f"{PROTOBUF}.Struct", {"@type": f"{PROTOBUF}.Struct", "value": {}}),
+        (f"{PROTOBUF}.Value", {"@type": f"{PROTOBUF}.Value", "value": None}),
+        ("", {"@type": f"{PROTOBUF}.Empty"}),
+    ],
+)
+async def test_what_is_only_validated_has_an_empty_response(
+    kind: str, response: Any, store: Store
+) -> None:  # Any: JSON
+    it = define(Book, Writing, response_type=kind, metadata_type=WRITING)
+    validated = (await Operations(store).start(it, validate_only=True)).to_dict()
+    assert (validated["name"], validated["done"], validated["response"]) == ("", True, response)
+    assert validated["metadata"]["@type"] == WRITING
+
+
 async def test_progress_before_the_first_checkpoint_is_stored_for_typed_metadata_alone(store: Store) -> None:
     operations = Operations(store)
     plain = define(None, Writing)
