@@ -45,7 +45,8 @@ def check_metadata(url: str, progress: Codec[Any] | None) -> None:
         raise TypeError(msg)
     _check_type("metadata_type", url, progress)
     first = json.loads(empty_text(progress))
-    declared = {name for shape in (*progress.shapes(), progress.schema()) for name in shape.get("properties", ())}
+    read = progress.schema().get("properties", ())  # where a serializer of the model's own hides what it writes
+    declared = {name for shape in progress.shapes() for name in shape.get("properties", read)}
     for name in sorted(declared | first.keys()):
         common = common_field(name)
         if common is not None and name not in first:

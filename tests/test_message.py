@@ -405,6 +405,17 @@ async def test_progress_before_the_first_checkpoint_is_stored_for_typed_metadata
     assert started.name != NAME
 
 
+class Aliased(BaseModel):
+    create_time: datetime | None = Field(None, validation_alias="createTime")
+    state: int = Field(0, exclude=True)
+
+
+def test_what_counts_is_how_a_field_is_written() -> None:
+    it = define(None, Aliased, metadata_type=WRITING)
+    assert it.first_progress() == '{"create_time":null}'
+    assert metadata(it.first_progress()) == {"create_time": "2026-11-22T20:15:00Z"}
+
+
 async def test_a_trial_begins_like_an_operation() -> None:
     outcome = await testing.run(write)
     assert outcome.operation.to_dict()["metadata"]["chapter"] == "Loomings "
