@@ -76,6 +76,10 @@ class Service:
         """Let an operation go on to its natural end."""
         assert httpx2.post(f"{self.url}/end/{name}").status_code == 200
 
+    def cancel(self, name: str) -> None:
+        """Ask for an operation to be cancelled."""
+        assert httpx2.post(f"{self.url}/v1/{name}:cancel").json() == {}
+
     def heard_of(self, name: str, words: str) -> None:
         """Wait, within bounds, until an operation as it is shown holds these words."""
         until = time.monotonic() + 10

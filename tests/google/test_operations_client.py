@@ -1,6 +1,7 @@
 """Google's own client of google.longrunning.Operations, unmodified, against a real server."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -213,3 +214,46 @@ def test_a_store_that_is_away_for_a_moment_is_asked_again(service: Service, conn
     name = service.start("books.count").name
 
     assert connect(path_prefix="failing/v1").get_operation(name).name == name
+
+
+with_filters = pytest.mark.skipif(find_spec("lro.filter") is None, reason="there are no filters yet")
+
+
+@pytest.fixture(scope="module")
+def filtered(service: Service) -> str:
+    """Return a parent under which, the latest first, one operation was cancelled, one failed and one succeeded."""
+    for job in ("books.count", "books.lose"):
+        service.heard_of(service.start(job, "filtered").name, '"done":true')
+    name = service.start("books.print", "filtered").name
+    service.heard_of(name, '"progress":{"printed":1}')
+    service.cancel(name)
+    service.heard_of(name, '"done":true')
+    return "projects/filtered"
+
+
+@with_filters
+@pytest.mark.parametrize(
+    ("wanted", "verbs"),
+    [
+        ("done = true", ["books.print", "books.lose", "books.count"]),
+        ("done = false", []),
+        ("error.code = 9", ["books.lose"]),
+        ('metadata.state = "CANCELLED" OR metadata.verb = "books.count"', ["books.print", "books.count"]),
+        ('metadata.target = "books/*" AND metadata.requestedCancellation = true', ["books.print"]),
+        ("metadata.progress.printed > 0", ["books.print"]),
+        ("-error:*", ["books.count"]),
+    ],
+)
+def test_a_list_may_be_filtered(
+    service: Service, client: AbstractOperationsClient, filtered: str, wanted: str, verbs: list[str]
+) -> None:
+    found = client.list_operations(filtered, wanted, page_size=1)
+
+    assert [MessageToDict(one.metadata)["value"]["verb"] for one in found] == verbs
+
+
+@with_filters
+def test_a_filter_that_is_none_is_refused_with_a_reason(client: AbstractOperationsClient) -> None:
+    with pytest.raises(exceptions.BadRequest, match="filter") as caught:
+        client.list_operations("projects/p", "metadata.nonsense = 1")
+    assert reason(caught.value)
