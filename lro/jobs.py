@@ -16,7 +16,9 @@ from typing_extensions import TypeVar
 from lro.context import Context, SyncContext
 from lro.errors import InvalidArgument, invalid
 from lro.lifecycle import RetryPolicy
+from lro.message import check_metadata, check_response, empty_text
 from lro.payload import Codec
+from lro.resource import type_url
 from lro.status import BAD_REQUEST
 
 __all__ = ["Job", "job"]
@@ -59,6 +61,8 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         cancellable: Whether cancel requests are taken.
         in_thread: Whether it is a plain function, which runs in a thread.
         parallel: Whether it is started while another of its operations has not ended on the same target.
+        response_type: The URL of the response's type on the wire; "" for what suits it, Struct, Value or Empty.
+        metadata_type: The URL of the metadata's type on the wire; "" for Struct.
     """
 
     def __init__(
@@ -76,6 +80,8 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         retention: timedelta | None,
         cancellable: bool,
         parallel: Literal["allow", "reject"],
+        response_type: str,
+        metadata_type: str,
     ) -> None:
         self.name = name
         self.function = function
@@ -90,6 +96,10 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         self.retention = DEFAULT_RETENTION if retention is None else retention
         self.cancellable = cancellable
         self.parallel = parallel
+        self.response_type = response_type
+        self.metadata_type = metadata_type
+        check_response(response_type, result)
+        check_metadata(metadata_type, progress)
         self.in_thread = not inspect.iscoroutinefunction(function)
         if self.in_thread and grace is not None:
             msg = f"job {name}: grace stops a job at any await, and a thread has none; it stops at checkpoints"
@@ -113,6 +123,13 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
             raise _invalid_params(self.name, error, {} if params is None else params) from error
         except (TypeError, ValueError, RecursionError) as error:
             raise invalid("params", str(error)[:500], reason="INVALID_PARAMS") from error
+
+    def first_progress(self) -> str | None:
+        """Return the progress to store at the start, as JSON text; None where it can wait for the first checkpoint.
+
+        It can't where the progress is the metadata: what is stored tells which fields that type has.
+        """
+        return empty_text(self.progress) if self.progress is not None and self.metadata_type else None
 
     def __repr__(self) -> str:
         """Name the job."""
@@ -179,6 +196,8 @@ def job(
     params: Any = None,  # Any: a type form, here and below; None for the signature's own
     progress: Any = None,
     result: Any = None,
+    response_type: str = "",
+    metadata_type: str = "",
 ) -> _Decorator:
     """Define a job: `async def function(ctx: Context[Progress], params: Params) -> Result`.
 
@@ -202,10 +221,15 @@ def job(
         params: The params' type instead of the signature's; needed for a model local to a function.
         progress: The progress's type, likewise.
         result: The result's type, likewise.
+        response_type: The protobuf type of the result, for Google's clients: `acme.v1.Book`, with a host or
+            without. Then the response is the result's own fields. By default it is a Struct or a Value, or Empty for
+            None.
+        metadata_type: The protobuf type of the metadata, likewise. Then the metadata is the progress's own fields,
+            and those common ones that it declares, such as `createTime`, are filled in. By default it is a Struct.
 
     Raises:
-        TypeError: The function is not such a function, or a type has no JSON form.
-        ValueError: The name or a duration is not valid.
+        TypeError: The function is not such a function, or a type has no JSON form, or not that of its protobuf type.
+        ValueError: The name, a duration or a protobuf type is not valid.
     """
     if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
         msg = (
@@ -220,7 +244,15 @@ def job(
     if parallel not in ("allow", "reject"):
         msg = f"job {name}: parallel={parallel!r}: use 'allow' or 'reject'"
         raise ValueError(msg)
+    urls = {"response_type": response_type, "metadata_type": metadata_type}
+    for what, text in urls.items():
+        try:
+            urls[what] = type_url(text) if text else ""
+        except ValueError as error:
+            msg = f"job {name}: {what}: {error}"
+            raise ValueError(msg) from error
     options = {
+        **urls,
         "retry": retry,
         "restartable": restartable,
         "grace": grace,

@@ -225,6 +225,9 @@ class Operations:
             cancellable=job.cancellable,
             exclusive=job.parallel == "reject",
             params=text,
+            progress=job.first_progress(),
+            response_type=job.response_type,
+            metadata_type=job.metadata_type,
         )
         stored = await self._insert(record, within, validate_only=validate_only)
         return Operation.validated(record, self.domain) if validate_only else Operation.of(stored, self.domain)

@@ -50,6 +50,22 @@ class Codec(Generic[T]):
         """Return the JSON schema of what may be sent in."""
         return self.adapter.json_schema(by_alias=True)
 
+    def shapes(self) -> list[dict[str, Any]]:  # Any: JSON
+        """Return the JSON schemas of what is written: one, or each alternative of a union."""
+        schema = self.adapter.json_schema(mode="serialization", by_alias=True)
+        definitions = {f"#/$defs/{name}": one for name, one in schema.get("$defs", {}).items()}
+        shapes: list[dict[str, Any]] = []  # Any: JSON
+        left = [schema]
+        while left:
+            one = left.pop(0)
+            if "$ref" in one:
+                left.extend(found for found in [definitions.pop(one["$ref"], None)] if found)  # each once
+            elif alternatives := one.get("anyOf") or one.get("oneOf"):
+                left.extend(alternatives)
+            else:
+                shapes.append(one)
+        return shapes
+
     def validate(self, value: Any) -> T:  # Any: what is to be checked
         """Return the value as this type; JSON's own types are converted, a model is taken as it is.
 

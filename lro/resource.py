@@ -12,19 +12,45 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lro.clock import format_time
-from lro.lifecycle import Record, State
+from lro.lifecycle import CancelOutcome, Record, State
 from lro.status import ERROR_INFO, Code, Status
 
-__all__ = ["ID_PATTERN", "Operation", "new_name", "operation_schema", "parse_name"]
+__all__ = ["ID_PATTERN", "Operation", "new_name", "operation_schema", "parse_name", "type_url"]
 
 STRUCT = "type.googleapis.com/google.protobuf.Struct"
 VALUE = "type.googleapis.com/google.protobuf.Value"
+LIST_VALUE = "type.googleapis.com/google.protobuf.ListValue"
 EMPTY = "type.googleapis.com/google.protobuf.Empty"
+_NO_RESULT = {"": "null", EMPTY: "null", VALUE: "null", LIST_VALUE: "[]", STRUCT: "{}"}
+
+_TIME, _TEXT = "2026-11-22T20:15:00.250001Z", "text"
+
+COMMON: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("createTime", "updateTime", "scheduleTime", "startTime", "endTime", "expireTime"), (_TIME,)),
+    **dict.fromkeys(("deadline", "cancelTime"), (_TIME,)),
+    **dict.fromkeys(("requestedCancellation", "cancellable"), (True, False)),
+    **dict.fromkeys(("verb", "target", "statusMessage", "cancelReason", "cancelRequester"), (_TEXT,)),
+    "attempt": (1,),
+    "state": tuple(state.value for state in State),
+    "cancelOutcome": tuple(outcome.value for outcome in CancelOutcome),
+    "lastError": ({"code": 14, "message": _TEXT, "details": [{"@type": ERROR_INFO, "reason": "REASON"}]},),
+}  # Any: JSON
+"""The common fields of the metadata with values as they may have: what a model that declares one must take."""
+
+WORDS = frozenset({"verb", "target", "statusMessage"})
+"""Those of them that a job may say in words of its own."""
+
+_SYNONYMS = {"cancelRequested": "requestedCancellation", "statusDetail": "statusMessage"}  # of some Google APIs
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base32: no i, l, o, u
 ID_PATTERN = "^[0-9a-hjkmnp-tv-z]{26}$"
 _NAME = re.compile(rf"(?:(.+)/)?operations/{ID_PATTERN[1:-1]}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
+_TYPE_URL = re.compile(
+    r"(?:(?:https?://)?[a-z0-9.-]+(?::[0-9]+)?/(?:[a-z0-9._~-]+/)*)?"  # where it is said to be: a host, a path
+    r"((?:[a-z_][a-z0-9_]*\.)+[a-z_][a-z0-9_]*)",  # its name with its package
+    re.IGNORECASE | re.ASCII,
+)
 MAX_PARENT = 512  # characters
 
 
@@ -35,11 +61,13 @@ class Operation:
     Attributes:
         name: Its resource name: `operations/{id}`, after its parent if it has one.
         metadata: Who asked for what and how far it is: `createTime`, `state`, `progress` and so on, as on the
-            wire, times as RFC 3339 text.
+            wire, times as RFC 3339 text. The same for every job, whatever its `metadata_type`.
         done: True once it has ended; then exactly one of the next two says how.
         error: Why it failed, or None.
         response: Its result as JSON values, or None. A job without a result responds with None too.
         etag: A value that changes with each write of the operation.
+        response_type: The URL of the response's type on the wire; "" for what suits it, Struct, Value or Empty.
+        metadata_type: The URL of the metadata's type on the wire, whose fields are the progress's; "" for Struct.
     """
 
     name: str
@@ -48,6 +76,8 @@ class Operation:
     error: Status | None
     response: Any
     etag: str = field(default="", compare=False)
+    response_type: str = ""
+    metadata_type: str = ""
 
     @classmethod
     def of(cls, record: Record, domain: str = "lro") -> "Operation":
@@ -64,12 +94,18 @@ class Operation:
             error=None if record.error is None else with_domain(Status.from_json(record.error), domain),
             response=None if record.response is None else json.loads(record.response),
             etag=etag(record),
+            response_type=record.response_type,
+            metadata_type=record.metadata_type,
         )
 
     @classmethod
     def validated(cls, record: Record, domain: str = "lro") -> "Operation":
-        """Return the operation that stands for a start which was only validated: done, and with no name (AIP-163)."""
-        done = record._replace(name="", state=State.SUCCEEDED, ended_at=record.created_at, response="null")
+        """Return the operation that stands for a start which was only validated: done, and with no name (AIP-163).
+
+        Its response is an empty one of the job's type.
+        """
+        empty = _NO_RESULT.get(record.response_type, "{}")
+        done = record._replace(name="", state=State.SUCCEEDED, ended_at=record.created_at, response=empty)
         return cls.of(done, domain)
 
     @property
@@ -81,13 +117,13 @@ class Operation:
         """Return the operation as protobuf's JSON mapping has it: ready for json.dumps."""
         value: dict[str, Any] = {
             "name": self.name,
-            "metadata": {"@type": STRUCT, "value": dict(self.metadata)},
+            "metadata": _metadata_message(self.metadata, self.metadata_type),
             "done": self.done,
         }
         if self.error is not None:
             value["error"] = json.loads(self.error.to_json())
         elif self.done:
-            value["response"] = _any(self.response)
+            value["response"] = _any(self.response, self.response_type)
         return value
 
     @classmethod
@@ -136,11 +172,71 @@ def etag(record: Record) -> str:
     return f'"{record.version}"'
 
 
-def _any(response: Any) -> dict[str, Any]:
-    """Wrap JSON as google.protobuf.Any, in a type that every Google client can parse."""
-    if response is None:
+def type_url(text: str) -> str:
+    """Return the URL of a protobuf type; `acme.v1.Book` alone is one of `type.googleapis.com`.
+
+    Raises:
+        ValueError: It is no type's name with its package.
+    """
+    found = _TYPE_URL.fullmatch(text)
+    if found is None:
+        msg = f"{text!r} is no type URL: write type.googleapis.com/acme.v1.Book, or acme.v1.Book for short"
+        raise ValueError(msg)
+    name = found[1]
+    return f"type.googleapis.com/{name}" if name == text or name.startswith("google.protobuf.") else text
+
+
+def is_message(url: str) -> bool:
+    """Return whether it is the URL of a message, whose JSON is its fields: none of the types that hold any JSON."""
+    return url not in _NO_RESULT
+
+
+def common_field(name: str) -> str | None:
+    """Return which common field of the metadata a model's field is, in either casing; None for the job's own."""
+    return _SPELLINGS.get(name)
+
+
+def _snake(name: str) -> str:
+    return re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
+
+
+_SPELLINGS = {
+    spelling: _SYNONYMS.get(name, name) for name in (*COMMON, *_SYNONYMS) for spelling in (name, _snake(name))
+}
+
+
+def _any(value: Any, url: str) -> dict[str, Any]:
+    """Return JSON as google.protobuf.Any; without a URL in a type that every Google client can parse."""
+    url = url or _type_for(value)
+    if url == EMPTY:
         return {"@type": EMPTY}  # which may have no value
-    return {"@type": STRUCT if isinstance(response, dict) else VALUE, "value": response}
+    return _message(value, url) if is_message(url) else {"@type": url, "value": value}
+
+
+def _type_for(value: object) -> str:
+    return EMPTY if value is None else STRUCT if isinstance(value, dict) else VALUE
+
+
+def _message(fields: Mapping[str, Any], url: str) -> dict[str, Any]:
+    return {"@type": url, **fields} | {"@type": url}  # whatever a model that takes any field has been given
+
+
+def _metadata_message(metadata: Mapping[str, Any], url: str) -> dict[str, Any]:
+    """Return the metadata as google.protobuf.Any.
+
+    With a URL it is the job's progress, and the common fields in it are filled in. A field that the progress has
+    not is none of that type's, and Google's clients would refuse it.
+    """
+    if not url:
+        return _any(dict(metadata), STRUCT)
+    fields: dict[str, Any] = {}
+    for key, own in metadata.get("progress", {}).items():
+        name = common_field(key)
+        if name is None or (own and name in WORDS):
+            fields[key] = own
+        elif name in metadata:
+            fields[key] = metadata[name]
+    return _message(fields, url)
 
 
 def _metadata(record: Record, domain: str) -> dict[str, Any]:

@@ -49,6 +49,9 @@ def start(
     cancellable: bool = True,
     exclusive: bool = False,
     params: str | None = None,
+    progress: str | None = None,
+    response_type: str = "",
+    metadata_type: str = "",
 ) -> Record:
     """Return the record of a new operation, PENDING and due now, or at `schedule_at` if that is later.
 
@@ -74,7 +77,7 @@ def start(
         cancel_reason=None,
         cancel_requester=None,
         committed_at=None,
-        progress=None,
+        progress=progress,
         response=None,
         error=None,
         last_error=None,
@@ -96,8 +99,8 @@ def start(
         attempt_limit=attempt_limit,
         cancellable=cancellable,
         exclusive=exclusive,
-        response_type="",
-        metadata_type="",
+        response_type=response_type,
+        metadata_type=metadata_type,
         params=params,
     )
 

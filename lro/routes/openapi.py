@@ -16,7 +16,7 @@ from lro.jobs import Job
 from lro.operations import MAX_TEXT
 from lro.payload import Codec, json_schemas
 from lro.principal import Authorization
-from lro.resource import ID_PATTERN, operation_schema
+from lro.resource import ID_PATTERN, is_message, operation_schema
 from lro.routes.exchange import Exchange
 from lro.routes.operations import check_auth
 from lro.routes.routing import Fallback, Handler, JsonRoute
@@ -158,12 +158,20 @@ def _operation() -> Json:
 
 
 def _operation_of(job: Job[Any, Any, Any], types: Mapping[str, Json]) -> Json:  # Any: a job of any types
-    """Return the schema of an Operation of this job: with its own progress and its own result."""
+    """Return the schema of an Operation of this job: with its own progress and its own result, or their messages."""
     own: Json = {"response": {"properties": {"value": types[f"{job.name}:result"]}}}
-    if job.progress is not None:
+    if is_message(job.response_type):
+        own["response"] = _message(job.response_type)
+    if job.metadata_type:
+        own["metadata"] = _message(job.metadata_type)
+    elif job.progress is not None:
         value = {"properties": {"progress": types[f"{job.name}:progress"]}}
         own["metadata"] = {"properties": {"value": value}}
     return {"allOf": [_ref(OPERATION), {"properties": own}]}
+
+
+def _message(url: str) -> Json:
+    return {"properties": {"@type": {"const": url}}}  # which names its fields
 
 
 def _responses(about: str, schema: Json, *, starts: bool = False) -> Json:

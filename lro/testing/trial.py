@@ -131,7 +131,8 @@ async def run(
         text = None if progress is None or job.progress is None else job.progress.dump(progress)
 
         def earlier_attempts(record: Record, facts: Facts) -> Record:
-            return record._replace(attempt=attempt - 1, progress=text, version=record.version + 1)
+            saved = record.progress if text is None else text
+            return record._replace(attempt=attempt - 1, progress=saved, version=record.version + 1)
 
         await store.update(started.name, earlier_attempts)
         await store.join(WORKER, LEASE)

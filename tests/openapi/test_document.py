@@ -25,6 +25,10 @@ class Operation(BaseModel):
     cuts: int
 
 
+class Record(BaseModel):
+    done: int = 0
+
+
 @job("surgery.operate")
 async def operate(ctx: Context, params: Operation) -> Operation:
     return params
@@ -83,6 +87,19 @@ async def test_a_run_shows_its_jobs_own_types(client: httpx2.AsyncClient) -> Non
     bare = run_of(document, "surgery.rest")["requestBody"]
     assert bare["required"] is False
     assert "params" not in bare["content"]["application/json"]["schema"]["properties"]
+
+
+def test_messages_are_told_by_their_types() -> None:
+    @job("surgery.write", response_type="acme.v1.Operation", metadata_type="acme.v1.Progress", progress=Record)
+    async def write(ctx: Context[Record]) -> Operation:
+        raise NotImplementedError
+
+    document = openapi_document({"surgery.write": write}, title="t", server="/")
+    validate(document)
+    schema = run_of(document, "surgery.write")["responses"]["200"]["content"]["application/json"]["schema"]
+    own = schema["allOf"][1]["properties"]
+    assert own["response"] == {"properties": {"@type": {"const": "type.googleapis.com/acme.v1.Operation"}}}
+    assert own["metadata"] == {"properties": {"@type": {"const": "type.googleapis.com/acme.v1.Progress"}}}
 
 
 async def test_a_run_leads_on_to_what_can_be_done_with_its_operation(client: httpx2.AsyncClient) -> None:
