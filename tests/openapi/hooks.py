@@ -20,9 +20,9 @@ def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:
 
 
 @schemathesis.hook
-def before_call(_context: Any, case: schemathesis.Case, _kwargs: Any) -> None:
+def before_call(_context: Any, case: schemathesis.Case[Any], _kwargs: Any) -> None:
     """Never repeat a request id with other params by chance, which is refused."""
-    body = case.body
+    body: Any = case.body
     if isinstance(body, dict) and isinstance(body.get("requestId"), str) and 0 < len(body["requestId"]) <= 1024:
         case.body = {**body, "requestId": str(uuid.uuid4())}
 
