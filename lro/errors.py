@@ -19,7 +19,7 @@
 Each class is bound to one `Code`, from which HTTP follows. `Stopped` stands apart: it is no error.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from lro.status import BAD_REQUEST, ERROR_INFO, Code, Status, error_info
@@ -42,6 +42,7 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "invalid",
+    "invalid_fields",
 ]
 
 _Details = Iterable[Mapping[str, Any]]  # Any: JSON
@@ -222,5 +223,19 @@ class Stopped(BaseException):
 
 def invalid(field: str, what: str, *, reason: str = "INVALID_ARGUMENT") -> InvalidArgument:
     """Return the error for one bad field of a request, with a google.rpc.BadRequest."""
-    violation = {"@type": BAD_REQUEST, "fieldViolations": [{"field": field, "description": what}]}
-    return InvalidArgument(f"{field}: {what}", reason=reason, details=[violation], field=field)
+    return invalid_fields([(field, what)], reason=reason)
+
+
+def invalid_fields(violations: Sequence[tuple[str, str]], *, reason: str) -> InvalidArgument:
+    """Return the error for all bad fields of a request, each with what is wrong about it.
+
+    The first 20 of them, and 100 characters of each name: the client chose how many there are.
+    """
+    shown = [(field[:100], what) for field, what in violations[:20]]
+    detail = {
+        "@type": BAD_REQUEST,
+        "fieldViolations": [{"field": field, "description": what} for field, what in shown],
+    }
+    message = "; ".join(f"{field}: {what}" for field, what in shown)
+    names = ",".join(dict.fromkeys(field for field, _ in shown))
+    return InvalidArgument(message, reason=reason, details=[detail], field=names)

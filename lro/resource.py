@@ -322,5 +322,5 @@ def is_parent(parent: str) -> bool:
     if not parent:
         return True
     segments = parent.split("/")
-    plain = all(_SEGMENT.fullmatch(segment) and segment not in (".", "..") for segment in segments)
+    plain = all(_SEGMENT.fullmatch(segment) and segment not in (".", "..", "-") for segment in segments)
     return plain and len(segments) % 2 == 0 and len(parent) <= MAX_PARENT

@@ -7,7 +7,7 @@ shutdown ends waits before the server drains its connections.
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -24,6 +24,8 @@ from lro.operations import Operations
 from lro.principal import Authorization
 from lro.routes import health_routes, job_routes, openapi_routes, operation_routes
 from lro.routes.answer import error_response
+from lro.routes.operations import METHODS, UnknownFields
+from lro.routes.routing import Fallback
 from lro.store import Store, open_store
 from lro.worker import Worker
 
@@ -46,6 +48,8 @@ class Service:
         auth: Who may do what; `AllowAnonymous()` for everybody everything.
         worker: False to serve only, where other processes work: `lro worker MODULE:OBJECT` runs its worker alone.
         domain: The ErrorInfo's domain, such as "books.example.com".
+        methods: What clients may do with operations; see operation_routes, as for the next.
+        unknown_fields: See operation_routes.
         handle_signals: End waits on SIGTERM and SIGINT, before the server waits for their answers.
         concurrency: See Worker, as for the next two.
         lease: See Worker.
@@ -65,6 +69,8 @@ class Service:
         auth: Authorization,
         worker: bool = True,
         domain: str = "lro",
+        methods: Collection[str] = METHODS,
+        unknown_fields: UnknownFields = "reject",
         handle_signals: bool = True,
         concurrency: int = 10,
         lease: timedelta = timedelta(seconds=30),
@@ -78,10 +84,10 @@ class Service:
         self._works = worker
         self._router = Router(
             routes=[
+                *operation_routes(self.operations, auth=auth, methods=methods, unknown_fields=unknown_fields),
+                *job_routes(self.operations, jobs=jobs, auth=auth, unknown_fields=unknown_fields),
                 *health_routes(lambda: self.ready, domain=domain),
-                *operation_routes(self.operations, auth=auth),
-                *job_routes(self.operations, jobs=jobs, auth=auth),
-                *openapi_routes(jobs=jobs, auth=auth, domain=domain),
+                *openapi_routes(jobs=jobs, auth=auth, domain=domain, methods=methods, unknown_fields=unknown_fields),
             ],
             lifespan=self.lifespan,  # for a server that has nothing else: a mount is told of none
         )
@@ -128,7 +134,7 @@ class Service:
 
     def app(self, prefix: str = "/v1") -> Starlette:
         """Return an app of its own, for a process that serves nothing else."""
-        return Starlette(routes=[Mount(prefix, app=self)], lifespan=self.lifespan)
+        return Starlette(routes=[Mount(prefix, app=self), Fallback(self._domain)], lifespan=self.lifespan)
 
     def begin_shutdown(self) -> None:
         """End all waits at once, each with the current state of its operation."""

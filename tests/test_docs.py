@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from lro.routes.system import SYSTEM_PARAMETERS
 from tests.servers import REPOSITORY
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -95,6 +96,58 @@ def test_a_line_is_json(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
         logger.handlers[:] = handlers
     line = json.loads(capsys.readouterr().err)
     assert (line["message"], line["operation"]) == ("page", "operations/1")
+
+
+WIRE = (REPOSITORY / "docs" / "wire.md").read_text(encoding="utf-8")
+CALL = re.compile(r"(?P<method>[A-Z]+) (?P<path>\S+)(?: (?P<body>.+))?\n(?P<status>\d{3})(?: (?P<answer>.+))?")
+
+
+@pytest.fixture
+def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # Any: a module
+    """Run the Python of docs/wire.md, all of it, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("shown")
+    monkeypatch.setitem(sys.modules, "shown", module)
+    for code in blocks(REPOSITORY / "docs" / "wire.md").values():
+        exec(compile(code, "wire.md", "exec"), module.__dict__)
+    return module
+
+
+def test_calls_are_answered_as_the_page_on_the_wire_says(wire: Any) -> None:
+    shown = re.findall(r"^```http\n(.*?)^```$", WIRE, re.DOTALL | re.MULTILINE)
+    calls = [call for block in shown for call in CALL.finditer(block)]
+    assert len(calls) == sum(len(block.strip().split("\n\n")) for block in shown), "a call is not understood"
+    with TestClient(wire.app) as client:
+        assert client.portal is not None
+        name = client.portal.call(wire.start, "7").name
+        assert client.post(f"/v1/{name}:wait").json()["done"]
+        key = name.rpartition("/")[2]
+        for call in calls:
+            method, path, body, status, answer = (call[part] for part in CALL.groupindex)
+            sent = {} if body is None else {"json": json.loads(body.replace("{id}", key))}
+            got = client.request(method, path.replace("{id}", key), **sent)
+            assert got.status_code == int(status), (call[0], got.text)
+            if answer.startswith("{"):
+                assert got.json() == json.loads(answer.replace("{id}", key)), call[0]
+            elif answer.startswith("Allow: "):
+                assert got.headers["allow"] == answer.removeprefix("Allow: ")
+            else:
+                reason, _, fields = answer.partition(" ")
+                info = got.json()["error"]["details"][0]
+                assert (info["reason"], info["metadata"].get("field", "")) == (reason, fields)
+
+
+def test_a_service_that_only_reads_says_so(wire: Any) -> None:
+    with TestClient(wire.reader.app()) as client:
+        assert client.get("/v1/operations").status_code == 200
+        assert client.delete(f"/v1/operations/{'0' * 26}").json()["error"]["status"] == "UNIMPLEMENTED"
+
+
+def test_the_system_parameters_are_all_told() -> None:
+    section = WIRE.partition("## System parameters")[2].partition("\n## ")[0]
+    told = set(re.findall(r"`(\$?\.?[A-Za-z_.]+)`", section))
+    untold = {"$key", "$callback", "$apiFormat"}  # other words for those that are told
+    assert set(SYSTEM_PARAMETERS) - told == untold
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))

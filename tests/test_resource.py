@@ -479,7 +479,7 @@ def test_every_error_of_the_library_is_bound_to_a_code() -> None:
     others = {"LROError", "OperationError", "OperationFailed", "OperationCancelled"}
     assert found.keys() == TREE.keys() | others
     assert {name: found[name].code for name in TREE} == TREE
-    assert set(errors.__all__) == found.keys() | {"Stopped", "invalid"}
+    assert set(errors.__all__) == found.keys() | {"Stopped", "invalid", "invalid_fields"}
 
 
 @pytest.mark.parametrize("kind", PLAIN)

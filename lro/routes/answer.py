@@ -7,14 +7,20 @@ import json
 import logging
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from math import ceil
 
 from starlette.responses import Response
 
+from lro.clock import parse_duration
 from lro.errors import InvalidArgument, LROError, Unauthenticated
 from lro.resource import error_body
 from lro.status import Code, Status, error_info
 
-__all__ = ["TooLarge", "error_response", "status_response"]
+__all__ = ["RETRY_INFO", "RETRY_SECONDS", "TooLarge", "UnknownEncoding", "error_response", "status_response"]
+
+RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
 
 log = logging.getLogger("lro.routes")
 
@@ -23,19 +29,47 @@ class TooLarge(InvalidArgument):
     """The body is too large."""
 
 
+class UnknownEncoding(InvalidArgument):
+    """The body is compressed."""
+
+    reason = "CONTENT_ENCODING_UNSUPPORTED"
+
+
+_BETTER: Mapping[type[LROError], int] = {
+    TooLarge: 413,
+    UnknownEncoding: 415,
+}  # where HTTP has a status that google.rpc has no code for
+
+RETRY_SECONDS = 1  # when to ask again, unless the error says otherwise
+_RETRY = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
+
+
 def error_response(error: Exception, domain: str) -> Response:
     """Return the response for an exception; one that is not an LROError is logged and told by its id only."""
     if isinstance(error, LROError):
-        headers = {"retry-after": "1"} if error.status.code is Code.UNAVAILABLE else {}
+        status, headers = _retryable(error.status)
         if isinstance(error, Unauthenticated):
-            headers = {"www-authenticate": "Bearer"}
-        return status_response(
-            error.status, domain, http_status=413 if isinstance(error, TooLarge) else None, headers=headers
-        )
+            headers["www-authenticate"] = "Bearer"
+        if isinstance(error, UnknownEncoding):
+            headers["accept-encoding"] = "identity"
+        return status_response(status, domain, http_status=_BETTER.get(type(error)), headers=headers)
     error_id = uuid.uuid4().hex[:16]
     log.error("a call failed, error id %s", error_id, exc_info=error)
     message = f"internal error; the log has it under error id {error_id}"
     return status_response(Status(Code.INTERNAL, message, (error_info("INTERNAL", errorId=error_id),)), domain)
+
+
+def _retryable(status: Status) -> tuple[Status, dict[str, str]]:
+    """Return the status with a RetryInfo, and the header that says the same, where a retry may help."""
+    if status.code not in _RETRY:
+        return status, {}
+    for detail in status.details:
+        if detail.get("@type") == RETRY_INFO:
+            with suppress(KeyError, TypeError, ValueError):  # whoever raised it wrote it
+                return status, {"retry-after": str(ceil(parse_duration(detail["retryDelay"]).total_seconds()))}
+            return status, {}
+    info = {"@type": RETRY_INFO, "retryDelay": f"{RETRY_SECONDS}s"}
+    return replace(status, details=(*status.details, info)), {"retry-after": str(RETRY_SECONDS)}
 
 
 def status_response(
@@ -48,4 +82,4 @@ def status_response(
         value["error"]["code"] = http_status
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     code = http_status or status.code.http_status
-    return Response(body, status_code=code, headers=dict(headers or {}), media_type="application/json")
+    return Response(body, status_code=code, headers=headers, media_type="application/json")

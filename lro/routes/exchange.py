@@ -1,25 +1,27 @@
-"""One HTTP call, as the handlers read it: who calls, the query, the body.
+"""One HTTP call, as the handlers see it: who calls, the query, the body, and the answer's form.
 
 Decides nothing about operations. What a single field looks like is `fields`' affair, what goes wrong `answer`'s.
 """
 
 import logging
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from inspect import isawaitable
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import anyio
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from lro.errors import InvalidArgument, LROError, PermissionDenied, Unauthenticated, Unavailable, invalid
+from lro.errors import InvalidArgument, LROError, PermissionDenied, Unauthenticated, Unavailable, invalid_fields
 from lro.payload import parse
 from lro.principal import Authorization, Principal
 from lro.principal import Scope as Visible
-from lro.routes.answer import TooLarge
+from lro.routes.answer import TooLarge, UnknownEncoding
 from lro.routes.fields import lower_camel
+from lro.routes.mask import Shape
+from lro.routes.system import SYSTEM_PARAMETERS, Form, form_of, mask_header
 
 __all__ = ["Exchange", "authenticate"]
 
@@ -27,14 +29,6 @@ log = logging.getLogger("lro.routes")
 
 MAX_BODY = 1024 * 1024  # bytes
 BODY_SECONDS = 10.0
-
-SYSTEM_PARAMETERS = frozenset(
-    {
-        *("alt", "$alt", "fields", "$fields", "prettyPrint", "$prettyPrint", "key", "$key", "quotaUser"),
-        *("$userProject", "access_token", "oauth_token", "callback", "uploadType", "upload_protocol"),
-        *("$.xgafv", "$apiVersion", "$ct", "$httpMethod"),
-    }
-)  # cloud.google.com/apis/docs/system-parameters: never refused
 
 
 async def authenticate(auth: Authorization, request: Request) -> Principal:
@@ -68,15 +62,18 @@ class Exchange:
     """A request, and what the handlers need of it.
 
     Args:
-        scope: Starlette's own, as are the next two.
+        scope: Starlette's own, as is the next.
         receive: See above.
         auth: The two hooks.
+        lenient: Ignore parameters and body members that are not known, instead of refusing them.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, auth: Authorization) -> None:
+    def __init__(self, scope: Scope, receive: Receive, auth: Authorization, *, lenient: bool = False) -> None:
         self.request = Request(scope, receive)
         self._receive = receive
         self._auth = auth
+        self._lenient = lenient
+        self._form: Form | None = None
         self.principal = Principal()
 
     @property
@@ -108,38 +105,50 @@ class Exchange:
         headers = self.request.headers
         site = headers.get("sec-fetch-site", "none")
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != headers.get("host", "")
+        foreign = origin is not None and origin.partition("://")[2] != headers.get("host", "")
         if site not in ("same-origin", "none") or foreign:
             raise PermissionDenied("a page of another site may not do this", reason="CROSS_SITE")
 
-    def query(self, allowed: Collection[str]) -> dict[str, str]:
-        """Return the query parameters by their lowerCamel names; either casing is taken.
+    def query(self, allowed: Collection[str], shape: Shape = None) -> dict[str, str]:
+        """Return the query parameters by their lowerCamel names; either casing is taken, an empty one is not set.
+
+        Args:
+            allowed: Those of this method; the system parameters are known anyway.
+            shape: What the answer holds, for a field mask.
 
         Raises:
-            InvalidArgument: One is not known, or given twice.
+            InvalidArgument: Some are not known, or given twice, or ask for a form that is not offered.
         """
+        header = mask_header(self.request.scope["headers"])
+        if not self.request.scope["query_string"] and not header:
+            return {}
         found: dict[str, str] = {}
-        if not self.request.scope["query_string"]:
-            return found
+        system: dict[str, str] = {}
+        unknown: list[str] = []
+        twice: list[str] = []
         for key, value in self.request.query_params.multi_items():
             name = lower_camel(key)
-            if name in allowed:
-                if name in found:
-                    raise invalid(name, "is given twice")
-                found[name] = value
+            known, to = (name, found) if name in allowed else (SYSTEM_PARAMETERS.get(key), system)
+            if known in to:
+                twice.append(known)
+            elif known is not None:
+                to[known] = value
             elif key not in SYSTEM_PARAMETERS:
-                raise invalid(key, "is no parameter of this method", reason="UNKNOWN_FIELD")
-        return found
+                unknown.append(key)
+        self._refuse(unknown, twice, "is no parameter of this method")
+        self._form = form_of(system, header, shape, lenient=self._lenient)
+        return {name: value for name, value in found.items() if value}
 
     async def body(self, allowed: Collection[str]) -> dict[str, Any]:  # Any: JSON
         """Return the members of the body, an object or nothing, by their lowerCamel names.
 
         Raises:
-            InvalidArgument: It is too large, too slow, no JSON object, or has a member that is not known.
+            InvalidArgument: It is too large, too slow, no JSON object, or has members that are not known.
         """
         raw = await self._read()
         if not raw.strip():
             return {}
+        self._check_kind()
         try:
             value: object = parse(raw)
         except (ValueError, RecursionError) as error:
@@ -147,15 +156,38 @@ class Exchange:
         if not isinstance(value, dict):
             raise InvalidArgument("the body must be a JSON object", reason="INVALID_BODY")
         found: dict[str, Any] = {}  # Any: JSON
+        unknown: list[str] = []
+        twice: list[str] = []
         for key, member in cast("dict[str, Any]", value).items():  # Any: JSON
             name = lower_camel(key)
             if name not in allowed:
-                raise invalid(key, "is no field of this request", reason="UNKNOWN_FIELD")
-            if name in found:
-                raise invalid(name, "is given in both casings")
-            if member is not None:  # as in protobuf's JSON: null is not set
+                unknown.append(key)
+            elif name in found:
+                twice.append(name)
+            else:
                 found[name] = member
-        return found
+        self._refuse(unknown, twice, "is no field of this request")
+        return {name: member for name, member in found.items() if member is not None}  # null is not set, as in protobuf
+
+    def _refuse(self, unknown: Iterable[str], twice: Iterable[str], what: str) -> None:
+        wrong = [(name, "is given twice") for name in twice]
+        if wrong:
+            raise invalid_fields(wrong, reason="INVALID_ARGUMENT")
+        wrong = [(name, what) for name in unknown]
+        if wrong and not self._lenient:
+            raise invalid_fields(wrong, reason="UNKNOWN_FIELD")
+
+    def _check_kind(self) -> None:
+        """Refuse a body, one that is not empty, that says it is no plain JSON; one that says nothing is taken."""
+        headers = self.request.headers
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            msg = f"Content-Encoding {encoding[:100]} is not taken: send the body as it is"
+            raise UnknownEncoding(msg, contentEncoding=encoding[:100])
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind and kind != "application/json" and not kind.endswith("+json"):
+            msg = f"a body of type {kind[:100]} is not taken: send JSON, and content-type: application/json"
+            raise InvalidArgument(msg, reason="CONTENT_TYPE_UNSUPPORTED", contentType=kind[:100])
 
     async def _read(self) -> bytes:
         chunks: list[bytes] = []
@@ -171,6 +203,12 @@ class Exchange:
         except TimeoutError as error:
             raise InvalidArgument(f"the body took longer than {BODY_SECONDS} s", reason="BODY_TIMEOUT") from error
         return b"".join(chunks)
+
+    def respond(self, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the response with this JSON, in the form that the query asked for."""
+        if self._form is not None:
+            body = self._form.write(body)
+        return Response(body, headers=headers, media_type="application/json")
 
     async def disconnected(self) -> None:
         """Return when the client has gone; the body must have been read."""

@@ -14,8 +14,9 @@ from lro.operations import Operations
 from lro.principal import Authorization
 from lro.routes.exchange import Exchange
 from lro.routes.fields import boolean_of, duration_of, integer_of, text_of, time_of
-from lro.routes.operations import check_auth
-from lro.routes.path import decode
+from lro.routes.mask import Shape
+from lro.routes.operations import OPERATION, UnknownFields, check_auth, is_lenient, operation_headers
+from lro.routes.path import check_name, decode
 from lro.routes.routing import Fallback, Handler, JsonRoute
 
 __all__ = ["job_routes"]
@@ -26,6 +27,7 @@ def job_routes(
     *,
     jobs: Iterable[Job[Any, Any, Any]],  # Any: jobs of any types
     auth: Authorization,
+    unknown_fields: UnknownFields = "reject",
 ) -> list[BaseRoute]:
     """Return routes that start jobs: `GET jobs`, `GET jobs/{job}`, `POST jobs/{job}:run`.
 
@@ -35,13 +37,22 @@ def job_routes(
         operations: Where they are started.
         jobs: The jobs that clients may start.
         auth: Who may do what; `AllowAnonymous()` for everybody everything.
+        unknown_fields: "ignore" to let parameters and body members pass that no method knows.
 
     Raises:
         TypeError: auth has not the two hooks.
+        ValueError: unknown_fields has another word.
     """
     check_auth(auth)
+    lenient = is_lenient(unknown_fields)
     routes = _JobRoutes(operations, {job.name: job for job in jobs})
-    return [JsonRoute(routes.pick, auth, operations.domain), Fallback(operations.domain)]
+    return [JsonRoute(routes.pick, auth, operations.domain, lenient=lenient), Fallback(operations.domain)]
+
+
+_JOB: Shape = {
+    **{name: {} for name in ("name", "description", "cancellable", "restartable")},
+    **dict.fromkeys(("paramsSchema", "progressSchema", "resultSchema")),
+}
 
 
 class _JobRoutes:
@@ -63,18 +74,18 @@ class _JobRoutes:
 
     async def _list(self, exchange: Exchange) -> Response:
         await exchange.authorize("jobs.list", "jobs")
-        exchange.query(())
-        return _json({"jobs": [_describe(job) for job in self._jobs.values()]})
+        exchange.query((), {"jobs": _JOB})
+        return exchange.respond(_json({"jobs": [_describe(job) for job in self._jobs.values()]}))
 
     async def _get(self, name: str, exchange: Exchange) -> Response:
         await exchange.authorize("jobs.get", f"jobs/{name}")
-        exchange.query(())
-        return _json(_describe(self._job(name)))
+        exchange.query((), _JOB)
+        return exchange.respond(_json(_describe(self._job(name))))
 
     async def _run(self, name: str, exchange: Exchange) -> Response:
         await exchange.authorize("operations.create", f"jobs/{name}")
         exchange.check_origin()
-        exchange.query(())
+        exchange.query((), OPERATION)
         job = self._job(name)
         body = await exchange.body(
             ("params", "requestId", "scheduleTime", "priority", "timeout", "target", "ttl", "validateOnly")
@@ -91,10 +102,13 @@ class _JobRoutes:
             principal=exchange.principal,
             validate_only=boolean_of(body, "validateOnly"),
         )
-        headers = {"operation-id": operation.name.rpartition("/")[2]} if operation.name else {}
-        return Response(operation.to_json(), media_type="application/json", headers=headers)
+        headers = operation_headers(operation.etag, done=operation.done)
+        if operation.name:
+            headers["operation-id"] = operation.name.rpartition("/")[2]
+        return exchange.respond(operation.to_json(), headers)
 
     def _job(self, name: str) -> Job[Any, Any, Any]:  # Any: as above
+        check_name(name)
         try:
             return self._jobs[name]
         except KeyError:
@@ -114,5 +128,5 @@ def _describe(job: Job[Any, Any, Any]) -> dict[str, Any]:  # Any: a job of any t
     }
 
 
-def _json(value: object) -> Response:
-    return Response(json.dumps(value, separators=(",", ":")), media_type="application/json")
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

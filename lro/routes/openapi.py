@@ -5,7 +5,7 @@ codecs what its types look like, `resource` what an Operation is.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any, Literal, cast
 
@@ -18,7 +18,7 @@ from lro.payload import Codec, json_schemas
 from lro.principal import Authorization
 from lro.resource import ID_PATTERN, is_message, operation_schema
 from lro.routes.exchange import Exchange
-from lro.routes.operations import check_auth
+from lro.routes.operations import METHODS, UnknownFields, check_auth, is_lenient
 from lro.routes.routing import Fallback, Handler, JsonRoute
 from lro.status import Code
 
@@ -45,6 +45,8 @@ def openapi_routes(
     jobs: Iterable[Job[Any, Any, Any]],  # Any: jobs of any types
     auth: Authorization,
     domain: str = "lro",
+    methods: Collection[str] = METHODS,
+    unknown_fields: UnknownFields = "reject",
 ) -> list[BaseRoute]:
     """Return `GET openapi.json`, for who may list the jobs.
 
@@ -52,6 +54,8 @@ def openapi_routes(
         jobs: The jobs that clients may start.
         auth: Who may do what; `AllowAnonymous()` for everybody everything.
         domain: For the ErrorInfo of errors, and the document's title.
+        methods: See operation_routes, as for the next.
+        unknown_fields: Whether unknown parameters are refused.
 
     Raises:
         TypeError: auth has not the two hooks.
@@ -63,32 +67,43 @@ def openapi_routes(
         await exchange.authorize("jobs.list", "jobs")
         exchange.query(())
         server = exchange.request.scope.get("root_path", "") or "/"
-        document = openapi_document(known, title=domain, server=server)
-        return Response(json.dumps(document, separators=(",", ":")), media_type="application/json")
+        document = openapi_document(known, title=domain, server=server, methods=methods)
+        return exchange.respond(json.dumps(document, separators=(",", ":")).encode())
 
     handlers: Mapping[str, Mapping[str, Handler]] = {PATH: {"GET": get}}
-    return [JsonRoute(handlers.get, auth, domain), Fallback(domain)]
+    return [JsonRoute(handlers.get, auth, domain, lenient=is_lenient(unknown_fields)), Fallback(domain)]
 
 
-def openapi_document(jobs: Jobs, *, title: str, server: str) -> Json:
+def openapi_document(jobs: Jobs, *, title: str, server: str, methods: Collection[str] = METHODS) -> Json:
     """Return the document, as JSON values.
 
     Args:
         jobs: The jobs that can be started, by name.
         title: What the service is called.
         server: The URL, or the path, that the document's paths go on from.
+        methods: Those of operations that are offered.
     """
     types, definitions = _types(jobs)
+    paths: dict[str, Json] = {
+        "/operations": {"get": _LIST},
+        "/operations/{operation}": {"get": _GET, "delete": _DELETE},
+        "/operations/{operation}:cancel": {"post": _CANCEL},
+        "/operations/{operation}:wait": {"post": _WAIT},
+    }
+    offered = {f"operations.{method}" for method in methods}
+    for path, item in paths.items():
+        paths[path] = {verb: method for verb, method in item.items() if method["operationId"] in offered}
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version("lro"), "description": _ABOUT},
         "servers": [{"url": server}],
         "paths": {
-            "/operations": {"get": _LIST},
-            "/operations/{operation}": {"parameters": [_OPERATION], "get": _GET, "delete": _DELETE},
-            "/operations/{operation}:cancel": {"parameters": [_OPERATION], "post": _CANCEL},
-            "/operations/{operation}:wait": {"parameters": [_OPERATION], "post": _WAIT},
-            **{f"/jobs/{name}:run": {"post": _run(job, types)} for name, job in jobs.items()},
+            **{
+                path: {"parameters": [_OPERATION], **item} if "{" in path else item
+                for path, item in paths.items()
+                if item
+            },
+            **{f"/jobs/{name}:run": {"post": _run(job, types, methods)} for name, job in jobs.items()},
         },
         "components": {
             "schemas": {**definitions, OPERATION: _operation(), ERROR: _ERROR},
@@ -126,7 +141,7 @@ def _narrowed(schema: Any) -> Any:  # Any: JSON
     return narrowed
 
 
-def _run(job: Job[Any, Any, Any], types: Mapping[str, Json]) -> Json:  # Any: a job of any types
+def _run(job: Job[Any, Any, Any], types: Mapping[str, Json], methods: Collection[str]) -> Json:  # Any: of any types
     fields: Json = {
         "requestId": _text("Repeating the call with it within 24 hours returns the same operation (AIP-155)"),
         "validateOnly": {"type": "boolean", "description": "Check all of it, and start nothing (AIP-163)"},
@@ -148,7 +163,7 @@ def _run(job: Job[Any, Any, Any], types: Mapping[str, Json]) -> Json:  # Any: a 
         "description": about,
         "parameters": _system_parameters(),
         "requestBody": {"required": bool(needed), "content": _content({**_object(fields), "required": needed})},
-        "responses": _responses("The operation, which a worker runs", _operation_of(job, types), starts=True),
+        "responses": _responses("The operation, which a worker runs", _operation_of(job, types), next_methods=methods),
     }
 
 
@@ -174,10 +189,10 @@ def _message(url: str) -> Json:
     return {"properties": {"@type": {"const": url}}}  # which names its fields
 
 
-def _responses(about: str, schema: Json, *, starts: bool = False) -> Json:
+def _responses(about: str, schema: Json, *, next_methods: Collection[str] | None = None) -> Json:
     """Return the responses of a method; what starts an operation says how to go on with it."""
     ok: Json = {"description": about, "content": _content(schema)}
-    if starts:
+    if next_methods is not None:
         ok["headers"] = {
             "Operation-Id": {
                 "description": "The last segment of the operation's name; none if it was only validated",
@@ -190,6 +205,7 @@ def _responses(about: str, schema: Json, *, starts: bool = False) -> Json:
                 "parameters": {"operation": "$response.header.Operation-Id"},
             }
             for verb in ("get", "wait", "cancel", "delete")
+            if verb in next_methods
         }
     return {"200": ok, "default": {"$ref": "#/components/responses/Error"}}
 

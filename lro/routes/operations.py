@@ -3,8 +3,10 @@
 Decides which path and method is which call, and what each takes. What the calls do is `Operations`'.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
+from typing import Literal
 
 import anyio
 from starlette.responses import Response
@@ -13,36 +15,64 @@ from starlette.routing import BaseRoute
 from lro.errors import LROError, Unimplemented, invalid
 from lro.lifecycle import Record
 from lro.operations import Operations
-from lro.principal import Authorization
+from lro.principal import Authorization, Scope
 from lro.resource import Operation, etag
+from lro.routes.answer import RETRY_SECONDS
 from lro.routes.exchange import Exchange
 from lro.routes.fields import duration_of, integer_of, text_of
-from lro.routes.path import decode
-from lro.routes.routing import Fallback, Handler, JsonRoute
+from lro.routes.mask import Shape
+from lro.routes.path import check_name, decode
+from lro.routes.routing import Fallback, Handler, JsonRoute, Off
 
-__all__ = ["operation_routes"]
+__all__ = ["METHODS", "OPERATION", "UnknownFields", "operation_headers", "operation_routes"]
 
-_JSON = "application/json"
+METHODS = frozenset({"get", "list", "cancel", "delete", "wait"})
+
+UnknownFields = Literal["reject", "ignore"]
+
+OPERATION: Shape = {
+    "name": {},
+    "metadata": None,
+    "done": {},
+    "error": {"code": {}, "message": {}, "details": None},
+    "response": None,
+}
+_LIST: Shape = {"operations": OPERATION, "nextPageToken": {}, "unreachable": {}}
 
 KEEP, KEEP_BYTES = 1024, 16 * 1024  # how many encoded operations are kept, and how large one may be
 
 
-def operation_routes(operations: Operations, *, auth: Authorization) -> list[BaseRoute]:
+def operation_routes(
+    operations: Operations,
+    *,
+    auth: Authorization,
+    methods: Collection[str] = METHODS,
+    unknown_fields: UnknownFields = "reject",
+) -> list[BaseRoute]:
     """Return the routes of the operations, for a Mount at the version prefix: `Mount("/v1", routes=...)`.
 
     `GET operations`, `GET|DELETE operations/{id}`, `POST operations/{id}:cancel`, `POST operations/{id}:wait`,
-    each also below a parent, `projects/p/operations/...`. What nothing matches is answered 404 in JSON.
+    each also below any parent, `projects/p/operations/...`. What nothing matches is answered 404 in JSON.
 
     Args:
         operations: What they show.
         auth: Who may do what; `AllowAnonymous()` for everybody everything.
+        methods: Those that this service offers, of get, list, cancel, delete, wait; the others are answered
+            501 UNIMPLEMENTED.
+        unknown_fields: "ignore" to let parameters and body members pass that no method knows, instead of
+            answering 400.
 
     Raises:
         TypeError: auth has not the two hooks.
+        ValueError: methods or unknown_fields has another word.
     """
     check_auth(auth)
-    routes = _OperationRoutes(operations)
-    return [JsonRoute(routes.pick, auth, operations.domain), Fallback(operations.domain)]
+    if isinstance(methods, str) or not METHODS.issuperset(methods):
+        msg = f"methods={methods!r}: give some of {', '.join(sorted(METHODS))}"
+        raise ValueError(msg)
+    routes = _OperationRoutes(operations, methods)
+    lenient = is_lenient(unknown_fields)
+    return [JsonRoute(routes.pick, auth, operations.domain, lenient=lenient), Fallback(operations.domain)]
 
 
 def check_auth(auth: object) -> None:
@@ -56,31 +86,66 @@ def check_auth(auth: object) -> None:
         raise TypeError(msg)
 
 
+def is_lenient(unknown_fields: str) -> bool:
+    """Return whether unknown parameters and body members are to be ignored.
+
+    Raises:
+        ValueError: It is neither "reject" nor "ignore".
+    """
+    if unknown_fields not in ("reject", "ignore"):
+        msg = f"unknown_fields={unknown_fields!r}: use 'reject' or 'ignore'"
+        raise ValueError(msg)
+    return unknown_fields == "ignore"
+
+
+_PATH = re.compile(r"/(?P<name>(?P<parent>(?:[^/]*/[^/]*/)*)operations(?P<rest>/.*)?)", re.DOTALL)
+
+
 class _OperationRoutes:
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, methods: Collection[str]) -> None:
         self._operations = operations
+        self._offered = {f"operations.{method}" for method in methods}
         self._encoded: dict[tuple[str, int], bytes] = {}
 
     def pick(self, path: str) -> Mapping[str, Handler] | None:
-        """Return the handlers of a path by method; None if it is none of ours."""
-        head, _, last = path.removeprefix("/").rpartition("/")
-        last, colon, verb = last.rpartition(":") if ":" in last else (last, "", "")
-        name = decode(f"{head}/{last}" if head else last)
-        if last == "operations" and not colon:
-            return {"GET": partial(self._list, name.removesuffix("operations").removesuffix("/"))}
-        if head != "operations" and not head.endswith("/operations"):
+        """Return the handlers of a path by method; None if it is none of ours.
+
+        Ours is what the pattern `{parent}/operations/**` matches, where each collection of the parent is
+        followed by one id. The verb is what stands behind the last colon of the last segment, undecoded.
+        """
+        found = _PATH.fullmatch(path)
+        if found is None:
             return None
-        if not colon:
-            return {"GET": partial(self._get, name), "DELETE": partial(self._delete, name)}
+        if found["rest"] is None:
+            return {"GET": self._handler("operations.list", self._list, decode(found["parent"].removesuffix("/")))}
+        name, colon, verb = found["name"].rpartition(":")
+        if not colon or "/" in verb:
+            name = decode(found["name"])
+            return {
+                "GET": self._handler("operations.get", self._get, name),
+                "DELETE": self._handler("operations.delete", self._delete, name),
+            }
         if verb == "cancel":
-            return {"POST": partial(self._cancel, name)}
-        return {"POST": partial(self._wait, name)} if verb == "wait" else None
+            return {"POST": self._handler("operations.cancel", self._cancel, decode(name))}
+        return {"POST": self._handler("operations.wait", self._wait, decode(name))} if verb == "wait" else None
+
+    def _handler(
+        self, permission: str, handler: Callable[[str, Exchange], Awaitable[Response | None]], name: str
+    ) -> Handler:
+        return partial(handler, name) if permission in self._offered else Off(permission, name)
+
+    async def _admit(self, permission: str, name: str, exchange: Exchange) -> Scope:
+        """Return what the call may touch, of an operation whose name may be one."""
+        visible = await exchange.authorize(permission, name)
+        check_name(name)
+        return visible
 
     async def _get(self, name: str, exchange: Exchange) -> Response:
-        visible = await exchange.authorize("operations.get", name)
-        exchange.query(())
+        visible = await self._admit("operations.get", name, exchange)
+        exchange.query((), OPERATION)
         record = await self._operations.get_record(name, scope=visible)
-        return Response(self._encode(record), media_type=_JSON, headers={"etag": etag(record)})
+        headers = operation_headers(etag(record), done=record.state.is_terminal)
+        return exchange.respond(self._encode(record), headers)
 
     def _encode(self, record: Record) -> bytes:
         """Return an operation's JSON; a version never changes, so its bytes are kept."""
@@ -96,9 +161,8 @@ class _OperationRoutes:
 
     async def _list(self, parent: str, exchange: Exchange) -> Response:
         visible = await exchange.authorize("operations.list", parent)
-        query = exchange.query(("filter", "pageSize", "pageToken", "returnPartialSuccess", "name"))
-        if query.get("returnPartialSuccess", "false") != "false":
-            raise Unimplemented("returnPartialSuccess is not supported", reason="PARTIAL_SUCCESS_UNSUPPORTED")
+        query = exchange.query(("filter", "pageSize", "pageToken", "returnPartialSuccess", "name"), _LIST)
+        _check_list(query, parent)
         page = await self._operations.list(
             parent,
             query.get("filter", ""),
@@ -109,10 +173,10 @@ class _OperationRoutes:
         body = b'{"operations":[' + b",".join(operation.to_json() for operation in page.operations) + b"]"
         if page.next_page_token:
             body += b',"nextPageToken":"' + page.next_page_token.encode() + b'"'
-        return Response(body + b"}", media_type=_JSON)
+        return exchange.respond(body + b"}")
 
     async def _cancel(self, name: str, exchange: Exchange) -> Response:
-        visible = await exchange.authorize("operations.cancel", name)
+        visible = await self._admit("operations.cancel", name, exchange)
         exchange.check_origin()
         exchange.query(())
         body = await exchange.body(("name", "reason"))
@@ -120,18 +184,18 @@ class _OperationRoutes:
         reason = text_of(body, "reason")
         requester = exchange.principal.id or None
         await self._operations.cancel(name, reason=reason, requester=requester, scope=visible)
-        return Response(b"{}", media_type=_JSON)
+        return exchange.respond(b"{}")
 
     async def _delete(self, name: str, exchange: Exchange) -> Response:
-        visible = await exchange.authorize("operations.delete", name)
+        visible = await self._admit("operations.delete", name, exchange)
         exchange.check_origin()
         exchange.query(())
         await self._operations.delete(name, scope=visible)
-        return Response(b"{}", media_type=_JSON)
+        return exchange.respond(b"{}")
 
     async def _wait(self, name: str, exchange: Exchange) -> Response | None:
-        visible = await exchange.authorize("operations.wait", name)
-        exchange.query(())
+        visible = await self._admit("operations.wait", name, exchange)
+        exchange.query((), OPERATION)
         body = await exchange.body(("name", "timeout"))
         _check_name(body, name)
         timeout = duration_of(body, "timeout")
@@ -150,13 +214,31 @@ class _OperationRoutes:
             group.cancel_scope.cancel()
         if isinstance(answer, LROError):
             raise answer
-        return None if answer is None else _found(answer)
+        if answer is None:
+            return None
+        return exchange.respond(answer.to_json(), operation_headers(answer.etag, done=answer.done))
 
 
-def _found(operation: Operation) -> Response:
-    return Response(operation.to_json(), media_type=_JSON, headers={"etag": operation.etag})
+def operation_headers(tag: str, *, done: bool) -> dict[str, str]:
+    """Return the headers of an answer that is an operation: its etag, and when to look again if it is not done."""
+    return {"etag": tag} if done else {"etag": tag, "retry-after": str(RETRY_SECONDS)}
 
 
 def _check_name(body: Mapping[str, object], name: str) -> None:
     if body.get("name", name) != name:
         raise invalid("name", "is not the name in the path")
+
+
+def _check_list(query: Mapping[str, str], parent: str) -> None:
+    """Refuse what no listing of ours offers: reads across parents, and the partial answers that those may have."""
+    collection = f"{parent}/operations" if parent else "operations"
+    if query.get("name", parent) not in (parent, collection):
+        raise invalid("name", "is not the name in the path")
+    partial_success = query.get("returnPartialSuccess", "false")
+    if partial_success not in ("true", "false"):
+        raise invalid("returnPartialSuccess", "must be true or false")
+    if partial_success == "true":
+        raise Unimplemented("returnPartialSuccess is not supported", reason="PARTIAL_SUCCESS_UNSUPPORTED")
+    if "-" in parent.split("/"):
+        msg = f"{parent}: no listing reads across parents; name one instead of -"
+        raise Unimplemented(msg, reason="WILDCARD_UNSUPPORTED", parent=parent)

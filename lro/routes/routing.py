@@ -10,18 +10,37 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from lro.errors import NotFound
+from lro.errors import NotFound, Unimplemented
 from lro.principal import Authorization
 from lro.routes.answer import error_response, status_response
 from lro.routes.exchange import Exchange
-from lro.routes.path import relative_path
+from lro.routes.path import relative_path, sent_path
 from lro.status import Code, Status, error_info
 
-__all__ = ["Fallback", "Handler", "JsonRoute"]
+__all__ = ["Fallback", "Handler", "JsonRoute", "Off"]
 
 _HANDLERS = "lro.handlers"  # where a scope carries what its path was found to be
 
 Handler = Callable[[Exchange], Awaitable[Response | None]]
+
+
+class Off:
+    """The handler of a method that this service does not offer: 501, for those who might call it.
+
+    Args:
+        permission: The method, as the hooks know it.
+        resource: What it is called for.
+    """
+
+    def __init__(self, permission: str, resource: str) -> None:
+        self._permission = permission
+        self._resource = resource
+
+    async def __call__(self, exchange: Exchange) -> Response:
+        """Refuse the call."""
+        await exchange.authorize(self._permission, self._resource)
+        msg = f"this service does not offer {self._permission}"
+        raise Unimplemented(msg, reason="METHOD_NOT_OFFERED", method=self._permission)
 
 
 class JsonRoute(BaseRoute):
@@ -31,12 +50,21 @@ class JsonRoute(BaseRoute):
         pick: Given the relative path as it was sent, returns the handlers by method; None if it is not ours.
         auth: The two hooks.
         domain: For the ErrorInfo of errors.
+        lenient: Ignore parameters and body members that are not known, instead of refusing them.
     """
 
-    def __init__(self, pick: Callable[[str], Mapping[str, Handler] | None], auth: Authorization, domain: str) -> None:
+    def __init__(
+        self,
+        pick: Callable[[str], Mapping[str, Handler] | None],
+        auth: Authorization,
+        domain: str,
+        *,
+        lenient: bool = False,
+    ) -> None:
         self._pick = pick
         self._auth = auth
         self._domain = domain
+        self._lenient = lenient
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match the paths that are ours, whatever the method."""
@@ -46,25 +74,32 @@ class JsonRoute(BaseRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the method's handler and send its answer."""
         handlers: Mapping[str, Handler] = scope[_HANDLERS]
-        handler = handlers.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        method: str = scope["method"]
+        handler = handlers.get("GET" if method == "HEAD" else method)
         response: Response | None
-        if handler is None:
-            allow = ", ".join(sorted(handlers))
-            status = Status(
-                Code.UNIMPLEMENTED,
-                f"{scope['method']} is not offered here, but {allow}",
-                (error_info("METHOD_NOT_ALLOWED", method=scope["method"], allow=allow),),
-            )
-            response = status_response(status, self._domain, http_status=405, headers={"allow": allow})
-        else:
+        if handler is not None:
             try:
-                response = await handler(Exchange(scope, receive, self._auth))
+                response = await handler(Exchange(scope, receive, self._auth, lenient=self._lenient))
             except ClientDisconnect:
                 return
             except Exception as error:
                 response = error_response(error, self._domain)
+        elif method == "OPTIONS":
+            response = Response(status_code=204, headers={"allow": _allow(handlers)})
+        else:
+            response = self._not_allowed(method[:100], _allow(handlers))
         if response is not None:
             await response(scope, receive, send)
+
+    def _not_allowed(self, method: str, allow: str) -> Response:
+        info = error_info("METHOD_NOT_ALLOWED", method=method, allow=allow)
+        status = Status(Code.UNIMPLEMENTED, f"{method} is not offered here, but {allow}", (info,))
+        return status_response(status, self._domain, http_status=405, headers={"allow": allow})
+
+
+def _allow(handlers: Mapping[str, Handler]) -> str:
+    offered = {method for method, handler in handlers.items() if not isinstance(handler, Off)}
+    return ", ".join(sorted(offered | {"OPTIONS"} | ({"HEAD"} if "GET" in offered else set())))
 
 
 class Fallback(BaseRoute):
@@ -79,6 +114,6 @@ class Fallback(BaseRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 404."""
-        path = relative_path(scope)[:200]
+        path = (relative_path(scope) or sent_path(scope))[:200]
         error = NotFound(f"there is nothing at {path}", reason="ROUTE_NOT_FOUND", path=path)
         await error_response(error, self._domain)(scope, receive, send)

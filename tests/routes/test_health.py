@@ -18,7 +18,7 @@ async def test_a_started_service_is_alive_and_ready_without_authorization(url: s
             for path in ("/healthz", "/readyz"):
                 response = await client.get(path)
                 assert (response.status_code, response.json()) == (200, {})
-            assert (await client.post("/healthz")).headers["allow"] == "GET"
+            assert (await client.post("/healthz")).headers["allow"] == "GET, HEAD, OPTIONS"
 
 
 async def test_a_failing_loop_makes_it_unready_and_not_dead(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,7 @@ from lro.principal import ANYTHING, Scope
 from lro.routes import job_routes, operation_routes
 from lro.store import open_store
 from tests.routes.conftest import Stage
-
-Json = dict[str, Any]
-UNKNOWN = "operations/00000000000000000000000000"
+from tests.routes.requests import UNKNOWN, Json, error_of
 
 
 async def run(client: httpx2.AsyncClient, job: str, body: Json | None = None) -> Json:
@@ -39,18 +37,6 @@ async def wait(client: httpx2.AsyncClient, name: str, timeout: str = "8s") -> Js
 
 def metadata(operation: Json) -> Json:
     return dict(operation["metadata"]["value"])
-
-
-def error_of(response: httpx2.Response) -> Json:
-    """Return the error of a failed call, having checked that it is AIP-193's."""
-    assert response.headers["content-type"] == "application/json"
-    assert set(response.json()) == {"error"}
-    error: Json = response.json()["error"]
-    assert error["code"] == response.status_code
-    infos = [one for one in error["details"] if one["@type"] == "type.googleapis.com/google.rpc.ErrorInfo"]
-    assert len(infos) == 1
-    assert infos[0]["domain"] == "lro"
-    return {**error, "reason": infos[0]["reason"], "metadata": infos[0].get("metadata", {})}
 
 
 async def test_a_counting_job_ends_in_its_response(client: httpx2.AsyncClient) -> None:
@@ -375,10 +361,10 @@ async def test_system_parameters_and_false_partial_success_are_taken(client: htt
     [
         ("GET", "nope", 404, None),
         ("POST", f"{UNKNOWN}:explode", 404, None),
-        ("PUT", UNKNOWN, 405, "DELETE, GET"),
-        ("GET", f"{UNKNOWN}:cancel", 405, "POST"),
-        ("POST", "operations", 405, "GET"),
-        ("DELETE", "jobs", 405, "GET"),
+        ("PUT", UNKNOWN, 405, "DELETE, GET, HEAD, OPTIONS"),
+        ("GET", f"{UNKNOWN}:cancel", 405, "OPTIONS, POST"),
+        ("POST", "operations", 405, "GET, HEAD, OPTIONS"),
+        ("DELETE", "jobs", 405, "GET, HEAD, OPTIONS"),
     ],
 )
 async def test_the_frameworks_own_errors_are_json_too(
