@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock", "format_duration", "format_time", "micros", "moment", "parse_duration"]
+__all__ = ["Clock", "SystemClock", "format_duration", "format_time", "micros", "moment", "parse_duration", "parse_time"]
 
 LAST_TIME = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, in microseconds
 LONGEST = 315_576_000_000 * 1_000_000  # 10,000 years in microseconds: google.protobuf.Duration holds no more
@@ -74,6 +74,21 @@ def format_time(value: int) -> str:
 @lru_cache(maxsize=1024)  # most times of one answer fall in the same second
 def _format_second(second: int) -> str:
     return (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})")
+
+
+def parse_time(text: str) -> int:
+    """Read an RFC 3339 time as microseconds since 1970; digits beyond them are dropped.
+
+    Raises:
+        ValueError: It is written otherwise, or is no time.
+    """
+    if _TIME.fullmatch(text.upper()) is None:
+        msg = f"{text!r} is no RFC 3339 time: write one with its zone, as in 2026-11-22T20:15:00Z"
+        raise ValueError(msg)
+    return micros(datetime.fromisoformat(text.upper()))
 
 
 def format_duration(value: int) -> str:

@@ -221,12 +221,12 @@ class Stopped(BaseException):
     """
 
 
-def invalid(field: str, what: str, *, reason: str = "INVALID_ARGUMENT") -> InvalidArgument:
+def invalid(field: str, what: str, *, reason: str = "INVALID_ARGUMENT", **metadata: str) -> InvalidArgument:
     """Return the error for one bad field of a request, with a google.rpc.BadRequest."""
-    return invalid_fields([(field, what)], reason=reason)
+    return invalid_fields([(field, what)], reason=reason, **metadata)
 
 
-def invalid_fields(violations: Sequence[tuple[str, str]], *, reason: str) -> InvalidArgument:
+def invalid_fields(violations: Sequence[tuple[str, str]], *, reason: str, **metadata: str) -> InvalidArgument:
     """Return the error for all bad fields of a request, each with what is wrong about it.
 
     The first 20 of them, and 100 characters of each name: the client chose how many there are.
@@ -238,4 +238,4 @@ def invalid_fields(violations: Sequence[tuple[str, str]], *, reason: str) -> Inv
     }
     message = "; ".join(f"{field}: {what}" for field, what in shown)
     names = ",".join(dict.fromkeys(field for field, _ in shown))
-    return InvalidArgument(message, reason=reason, details=[detail], field=names)
+    return InvalidArgument(message, reason=reason, details=[detail], field=names, **metadata)
