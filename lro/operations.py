@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, TypeVar, overload
 
 import anyio
-from itsdangerous import BadData, URLSafeTimedSerializer
 
 from lro import lifecycle
 from lro.clock import Clock, SystemClock, micros
@@ -23,11 +22,12 @@ from lro.errors import (
     OperationFailed,
     PermissionDenied,
     Unavailable,
-    Unimplemented,
     invalid,
 )
+from lro.filter import parse
 from lro.jobs import Job
 from lro.lifecycle import Facts, Record, Transition
+from lro.paging import PageTokens
 from lro.payload import encode
 from lro.principal import ANYTHING, Principal, Scope
 from lro.resource import Operation, is_parent, new_name, parse_name
@@ -41,7 +41,6 @@ ParamsT = TypeVar("ParamsT")
 ResultT = TypeVar("ResultT")
 
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
-PAGE_TOKEN_AGE = timedelta(days=3)
 MAX_WAIT = timedelta(seconds=8)  # clients' own time-outs start at 10 s
 MAX_WAITS = 1000
 LOOK_AGAIN = 1.0  # seconds between two looks of a wait that no hint reaches
@@ -54,7 +53,7 @@ class OperationPage:
     """One page of a listing.
 
     Attributes:
-        operations: Newest first.
+        operations: Newest first; fewer than asked for, or none, where a filter leaves many out.
         next_page_token: Hand it to the next call; "" at the end, and only there.
     """
 
@@ -278,40 +277,40 @@ class Operations:
         page_token: str = "",
         *,
         scope: Scope = ANYTHING,
+        principal: Principal | None = None,
     ) -> OperationPage:
         """Return a page of the operations of a parent, newest first.
 
+        Each page looks at a bounded number of operations, so that one with a filter, or a scope, may be short or
+        empty before the end.
+
         Args:
             parent: The resource that they belong to; "" for those without one.
-            filter: Not supported yet: must be empty.
+            filter: Which of them, in the language of AIP-160, as in `done = true AND error:*`; "" for all.
             page_size: At most so many; 0 for 50; more than 1000 counts as 1000.
             page_token: From the page before; the other arguments but for page_size must be the same.
             scope: What the caller may see.
+            principal: Who asks: a token is good for who got it only.
 
         Raises:
-            InvalidArgument: page_size is negative, or page_token is not one of ours, expired, or another listing's.
-            Unimplemented: A filter is given.
+            InvalidArgument: page_size is negative, the filter is none, or page_token is not one of ours, expired,
+                or another listing's.
         """
-        if filter:
-            raise Unimplemented("filter is not supported: leave it empty", reason="FILTER_UNSUPPORTED")
         if not -(2**31) <= page_size < 2**31 or page_size < 0:
             raise invalid("pageSize", "must be a 32-bit integer that is not negative")
         if not is_parent(parent):
             raise invalid("name", "must be the parent's resource name, as in projects/p/operations")
+        wanted = parse(filter)
         limit = min(page_size or DEFAULT_PAGE, MAX_PAGE)
-        sealer = URLSafeTimedSerializer(await self.store.secret(), salt=_digest([parent, filter, *_words(scope)]))
-        after: tuple[int, str] | None = None
-        if page_token:
-            try:
-                created_at, name = sealer.loads(page_token, max_age=int(PAGE_TOKEN_AGE.total_seconds()))
-            except (BadData, ValueError) as error:
-                what = "is not a token of this listing, or has expired: begin again without one"
-                raise invalid("pageToken", what, reason="INVALID_PAGE_TOKEN") from error
-            after = (created_at, name)
-        records = await self.store.list(PageQuery(parent, scope, limit + 1, after))
-        shown, more = records[:limit], len(records) > limit
-        token = str(sealer.dumps([shown[-1].created_at, shown[-1].name])) if more else ""
-        return OperationPage([Operation.of(record, self.domain) for record in shown], token)
+        who = principal or Principal()
+        listing = (parent, filter, scope.owner, scope.tenant, who.id, who.tenant)
+        tokens = PageTokens(await self.store.secret(), listing, self._clock)
+        after = tokens.open(page_token) if page_token else None
+        page = await self.store.list(PageQuery(parent, scope, limit, after, wanted))
+        return OperationPage(
+            [Operation.of(record, self.domain) for record in page.records],
+            "" if page.after is None else tokens.seal(page.after),
+        )
 
     async def cancel(
         self, name: str, *, reason: str | None = None, requester: str | None = None, scope: Scope = ANYTHING
@@ -455,10 +454,6 @@ def _seen(record: Record | None, name: str, verb: str, scope: Scope) -> Record:
 
 def _digest(asked: Sequence[object]) -> str:
     return hashlib.sha256(encode(asked, 2**31).encode()).hexdigest()
-
-
-def _words(scope: Scope) -> list[str | None]:
-    return [scope.owner, scope.tenant]
 
 
 def _is_text(words: str) -> bool:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from lro import Job, Operation, Operations
 from lro.lifecycle import Record, Transition
-from lro.store import PageQuery, Store
+from lro.store import Page, PageQuery, Store
 from lro.store.base import Within
 from lro.store.hints import Listener, Watch
 
@@ -98,7 +98,7 @@ class Relay:
     async def get(self, name: str) -> Record | None:
         return await self.store.get(name)
 
-    async def list(self, query: PageQuery) -> Sequence[Record]:
+    async def list(self, query: PageQuery) -> Page:
         return await self.store.list(query)
 
     async def update(self, name: str, transition: Transition, within: Within | None = None) -> Record:

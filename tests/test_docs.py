@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -13,9 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 
+from lro import AllowAnonymous, Operations, Service
+from lro.clock import format_time
+from lro.errors import InvalidArgument
+from lro.filter import CHOICES, KINDS, MAX_BYTES, MAX_DEPTH, MAX_TERMS, parse
+from lro.lifecycle import Record, State
+from lro.operations import DEFAULT_PAGE, MAX_PAGE
+from lro.paging import MAX_AGE
 from lro.routes.system import SYSTEM_PARAMETERS
+from lro.status import Code, Status, error_info
+from lro.store import Store
+from lro.store.sqlite.listing import LOOKS_AT
+from tests.records import NOW, ended, record, running
 from tests.servers import REPOSITORY
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -166,3 +180,80 @@ def test_the_tests_that_are_shown_pass(heading: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{shown.count('async def test_')} passed" in done.stdout
+
+
+FILTERS = (REPOSITORY / "docs" / "filters.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| `([^`]+)` \| `?([^`|]+?)`? \|$", re.MULTILINE)
+
+
+def section(heading: str) -> str:
+    """Return what stands under a heading of docs/filters.md."""
+    return FILTERS.split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+def print_shop() -> dict[str, Record]:
+    """Return the operations that docs/filters.md tells of."""
+    ink = Status(Code.INTERNAL, "out of ink", (error_info("NO_INK"),)).to_json()
+    progress = re.search(r"`progress` `(.*?)`", FILTERS)
+    assert progress is not None
+    return {
+        "D": ended(State.SUCCEEDED, name="operations/d", job="books.print", target="books/emma", attempt=2),
+        "C": ended(State.FAILED, name="operations/c", job="books.print", target="books/moby", error=ink, ended_at=NOW),
+        "B": record(name="operations/b"),
+        "A": running(name="operations/a", target="books/moby", progress=progress[1]),
+    }
+
+
+async def test_the_filters_that_are_shown_find_what_is_said(store: Store) -> None:
+    shop = print_shop()
+    for number, stored in enumerate(shop.values()):
+        await store.insert(stored._replace(created_at=NOW - 10 + number))
+    names = {stored.name: letter for letter, stored in shop.items()}
+    rows = ROW.findall(section("Examples"))
+    for text, found in rows:
+        page = await Operations(store).list(filter=text)
+        assert " ".join(names[operation.name] for operation in page.operations) == found, text
+    assert len(rows) > 15
+
+
+def test_the_call_that_is_shown_is_answered(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^\$ (curl .*)$", FILTERS, re.MULTILINE)
+    curl, get, url, encoded, data = shlex.split(line)
+    assert (curl, get, encoded) == ("curl", "-G", "--data-urlencode")
+    service = Service(f"sqlite:///{tmp_path}/lro.db", jobs=[], auth=AllowAnonymous())
+    with TestClient(Starlette(routes=[Mount("/v1", app=service)], lifespan=service.lifespan)) as client:
+        path, (key, _, value) = url.partition("/")[2], data.partition("=")
+        response = client.get(f"/{path}", params={key: value})
+    assert (response.status_code, response.json()) == (200, {"operations": []})
+
+
+def test_the_filters_that_are_shown_as_refused_are_refused_so() -> None:
+    rows = ROW.findall(section("What is refused"))
+    for text, answer in rows:
+        with pytest.raises(InvalidArgument) as caught:
+            parse(text)
+        assert caught.value.message == f"filter: {answer}"
+    assert len(rows) == 5
+    limits = f"{MAX_BYTES:,} bytes, {MAX_TERMS} values, {MAX_DEPTH} parentheses inside each other, {MAX_DEPTH} keys"
+    assert limits in section("What is refused")
+
+
+def test_the_fields_that_are_told_are_those_that_there_are() -> None:
+    told = set(re.findall(r"`([a-z][A-Za-z.]*)(?:\.<key>\.\.\.)?`", section("Fields").split("\n\n")[0]))
+    assert KINDS.keys() == told - {"true", "false", "google.rpc.Code"}
+    for choices in CHOICES.values():
+        assert ", ".join(f"`{choice.value}`" for choice in choices) in section("Fields")
+
+
+async def test_a_walk_through_pages_meets_what_failed(store: Store) -> None:
+    for stored in print_shop().values():
+        await store.insert(stored._replace(created_at=NOW))
+    module = types.ModuleType("shown")
+    exec(blocks(REPOSITORY / "docs" / "filters.md")["Pages"], module.__dict__)
+
+    found = [one.name async for one in module.failed_since(Operations(store), format_time(NOW))]
+
+    assert found == ["operations/c"]
+    assert [one async for one in module.failed_since(Operations(store), format_time(NOW + 1))] == []
+    assert f"{LOOKS_AT:,} operations" in section("Pages")
+    assert (MAX_AGE.days, DEFAULT_PAGE, MAX_PAGE) == (3, 50, 1000)

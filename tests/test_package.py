@@ -34,6 +34,13 @@ def test_import_lro_does_not_pay_for_starlette_pydantic_or_a_store() -> None:
     assert ended.stdout.strip() == "[]"
 
 
+def test_operations_do_not_pay_for_filters_before_the_first() -> None:
+    code = "from lro import Operations; import sys; print([m for m in ('lark', 'lro.filter') if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ended.stdout.strip() == "['lro.filter']"
+
+
 def test_a_wheel_carries_the_migrations_and_runs_where_it_is_installed(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(REPOSITORY)]
     subprocess.run(build, check=True, capture_output=True)

@@ -15,7 +15,13 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 import lro
+from lro.filter import KINDS
+from lro.filter import parse as parse_filter
+from lro.principal import Scope
+from lro.store import PageQuery
 from lro.store.sqlite import statements
+from lro.store.sqlite.filtering import VALUES
+from lro.store.sqlite.listing import Listing
 
 PACKAGE = Path(lro.__file__).parent
 MIGRATIONS = sorted((PACKAGE.parent / "migrations" / "sqlite").glob("*.sql"))
@@ -300,6 +306,43 @@ def test_the_checker_lets_other_texts_of_a_module_pass(module: str) -> None:
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_statement_of_the_store_decides_nothing_about_state(name: str) -> None:
     assert faults(STATEMENTS[name]) == []
+
+
+SCOPES = [Scope(), Scope(owner="ann"), Scope(tenant="t"), Scope(owner="", tenant=""), Scope(owner="ann", tenant="t")]
+FILTERS = [
+    "",
+    "(done = true OR NOT metadata.attempt > 1) -metadata.state:RUNNING",
+    "name = 'a*' metadata.verb != '*b' metadata.target = '*c*' error.message < d",
+    "metadata.progress.a.b = 1 metadata.progress.a != true metadata.progress.a.b >= x",
+    "metadata.progress.a.b.c:x metadata.progress:a error.details.reason:X",
+    *(f"{path}:*" for path in KINDS),
+]
+
+
+@pytest.mark.parametrize("text", FILTERS)
+@pytest.mark.parametrize("scope", SCOPES, ids=str)
+def test_a_page_is_read_by_selects_whose_words_are_the_librarys(scope: Scope, text: str) -> None:
+    listing = Listing(PageQuery("p", scope, filter=parse_filter(text)))
+    bound = listing.step((1, "x"), (0, "y"), 1)
+    for composed in (listing.edge, listing.page):
+        assert faults(composed) == []
+        (select,) = parse(composed)
+        assert isinstance(select, exp.Select)
+        assert {table.name for table in select.find_all(exp.Table) if table.name} <= {"operations", *INDEXES}
+        assert {mark.name for mark in select.find_all(exp.Placeholder)} <= bound.keys()
+        spelled = {literal.this for literal in select.find_all(exp.Literal) if literal.is_string}
+        assert spelled <= {"", "PENDING", "$.code", "$.message", *JSON_TYPES}
+
+
+INDEXES = {"operations_listed", "operations_owned", "operations_of_tenant"}
+JSON_TYPES = {"text", "integer", "real", "true", "false", "null", "array", "object"}
+
+
+@pytest.mark.parametrize("path", VALUES)
+def test_a_fields_value_is_an_expression_over_the_columns(path: str) -> None:
+    (select,) = parse(f"SELECT {VALUES[path]} FROM operations")
+    assert isinstance(select, exp.Select)
+    assert {column.name for column in select.find_all(exp.Column)} <= set(statements.COLUMNS.split(", "))
 
 
 def test_every_text_of_the_room_of_statements_is_a_statement_or_a_list_of_columns() -> None:

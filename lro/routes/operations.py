@@ -169,6 +169,7 @@ class _OperationRoutes:
             integer_of(query, "pageSize"),
             query.get("pageToken", ""),
             scope=visible,
+            principal=exchange.principal,
         )
         body = b'{"operations":[' + b",".join(operation.to_json() for operation in page.operations) + b"]"
         if page.next_page_token:

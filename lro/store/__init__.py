@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from lro.store.base import PageQuery, Store
+from lro.store.base import Page, PageQuery, Store
 
-__all__ = ["PageQuery", "Store", "open_store"]
+__all__ = ["Page", "PageQuery", "Store", "open_store"]
 
 
 def open_store(

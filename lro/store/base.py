@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from lro.filter import EVERYTHING, Filter
 from lro.lifecycle import Record, Transition
 from lro.principal import ANYTHING, Scope
 from lro.store.hints import Listener, Watch
 
-__all__ = ["PageQuery", "Store", "Within"]
+__all__ = ["Page", "PageQuery", "Store", "Within"]
 
 Within = Callable[[Any], None]
 """The caller's own writes, in the transaction of the store's. Any: the database's connection."""
@@ -27,12 +28,28 @@ class PageQuery:
         parent: The resource that the operations belong to; "" for none.
         scope: What the caller may see.
         limit: Records at most, from 1.
-        after: The (created_at, name) of the last record of the page before, or None.
+        after: Where the page before ended, its own `after`; None for the first page.
+        filter: Which of them.
     """
 
     parent: str = ""
     scope: Scope = ANYTHING
     limit: int = 50
+    after: tuple[int, str] | None = None
+    filter: Filter = EVERYTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a listing.
+
+    Attributes:
+        records: Newest first by (created_at, name); fewer than were asked for, or none, where much was left out.
+        after: Where the next page begins, the (created_at, name) of what was looked at last, which the caller may
+            not be allowed to see; None at the end, and only there.
+    """
+
+    records: Sequence[Record]
     after: tuple[int, str] | None = None
 
 
@@ -85,8 +102,8 @@ class Store(Protocol):
         """Return the record of this name, or None."""
         ...
 
-    async def list(self, query: PageQuery) -> Sequence[Record]:
-        """Return the records of one page that are not deleted, newest first by (created_at, name)."""
+    async def list(self, query: PageQuery) -> Page:
+        """Return a page of the records that are not deleted, at a cost that is bounded whatever is left out."""
         ...
 
     async def update(self, name: str, transition: Transition, within: Within | None = None) -> Record:

@@ -74,7 +74,14 @@ WHERE state = 'PENDING' AND deadline_at IS NOT NULL;
 
 CREATE INDEX operations_expiry ON operations (expire_at) WHERE expire_at IS NOT NULL;
 
-CREATE INDEX operations_listed ON operations (parent, created_at DESC, name DESC);
+CREATE INDEX operations_listed ON operations (parent, created_at DESC, name DESC)
+WHERE deleted_at IS NULL;
+
+CREATE INDEX operations_owned ON operations (parent, owner, created_at DESC, name DESC)
+WHERE deleted_at IS NULL AND owner <> '';
+
+CREATE INDEX operations_of_tenant ON operations (parent, tenant, created_at DESC, name DESC)
+WHERE deleted_at IS NULL AND tenant <> '';
 
 CREATE UNIQUE INDEX operations_exclusive ON operations (job, target, tenant, parent)
 WHERE exclusive = 1 AND ended_at IS NULL;

@@ -50,8 +50,8 @@ async def everything(operations: Operations) -> dict[str, Record]:
     from lro.store import PageQuery
 
     parents = ("", "projects/p", "projects/p/locations/l", "projects/operations", "operations/x")
-    found = [record for parent in parents for record in await operations.store.list(PageQuery(parent, limit=10_000))]
-    return {record.name: record for record in found}
+    pages = [await operations.store.list(PageQuery(parent, limit=10_000)) for parent in parents]
+    return {record.name: record for page in pages for record in page.records}
 
 
 # -- parents and prefixes

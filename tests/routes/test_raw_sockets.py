@@ -395,7 +395,7 @@ async def test_in_the_store_nothing_has_changed_but_what_was_asked_for(tmp_path:
             send(server, post(f"{cancelled}:cancel", headers, body))
         server.terminate(timeout=15)
     async with open_store(f"sqlite:///{tmp_path}/lro.db") as store:
-        records: list[Record] = list(await store.list(PageQuery(limit=1000)))
+        records: list[Record] = list((await store.list(PageQuery(limit=1000))).records)
     assert {record.name for record in records} == {*names, cancelled}
     for record in records:
         assert (record.cancel_requested_at is not None) == (record.name == cancelled)

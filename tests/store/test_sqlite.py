@@ -307,7 +307,7 @@ async def test_what_can_not_be_stored_fails_only_its_caller(path: Path, guilty: 
         assert failed[0].reason == "NOT_STORABLE"
         assert [await store.get(record.name) for record in good] == good
         assert (await store.get(old.name)) == old._replace(version=11)
-        assert len(await store.list(PageQuery())) == 11
+        assert len((await store.list(PageQuery())).records) == 11
 
 
 async def test_an_update_that_can_not_be_stored_fails_only_its_caller(path: Path) -> None:
@@ -324,7 +324,7 @@ async def test_an_update_that_can_not_be_stored_fails_only_its_caller(path: Path
 async def test_a_name_or_parent_that_no_text_can_be_is_not_found(path: Path) -> None:
     async with _store(path) as store:
         assert await store.get("\ud800") is None
-        assert list(await store.list(PageQuery(parent="\ud800"))) == []
+        assert list((await store.list(PageQuery(parent="\ud800"))).records) == []
 
 
 async def test_a_request_id_with_any_character_is_known_again(path: Path) -> None:
@@ -344,7 +344,7 @@ async def test_a_batch_shares_one_commit(path: Path) -> None:
         commits = statements.count("COMMIT")
         assert statements.count("BEGIN IMMEDIATE") == commits
         assert 1 <= commits <= 5
-        assert len(await store.list(PageQuery(limit=1000))) == 200
+        assert len((await store.list(PageQuery(limit=1000))).records) == 200
 
 
 # within=
@@ -437,7 +437,7 @@ async def test_a_locked_database_is_unavailable_until_it_is_free(path: Path, kin
                 with anyio.fail_after(5), pytest.raises(Unavailable, match=r"SQLITE_BUSY .*nothing was written"):
                     await call()
             assert await store.get(record.name) == record
-            assert list(await store.list(PageQuery())) == [record]
+            assert list((await store.list(PageQuery())).records) == [record]
             assert store.ready
         assert await store.get(refused.name) is None
         assert await store.insert(refused) == refused
@@ -492,8 +492,8 @@ async def test_a_sweep_removes_all_that_has_expired(path: Path, monkeypatch: pyt
             await store.insert(sample_record(deadline_at=START))
     clock.advance(1)
     async with _store(path, clock=clock) as store:
-        assert {record.state for record in await store.list(PageQuery())} == {State.FAILED}
-        assert len(await store.list(PageQuery())) == 10, "what has expired is gone after one sweep"
+        assert {record.state for record in (await store.list(PageQuery())).records} == {State.FAILED}
+        assert len((await store.list(PageQuery())).records) == 10, "what has expired is gone after one sweep"
 
 
 async def test_a_failure_of_the_writer_is_answered_and_repaired(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -540,7 +540,7 @@ async def test_a_connection_that_is_stuck_in_a_transaction_is_replaced(
 async def test_a_read_that_fails_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with _store(path) as store:
         with monkeypatch.context() as patch:
-            for name in ("READ", "LIST", "FIND_HELD"):
+            for name in ("READ", "SELECT", "FIND_HELD"):
                 patch.setattr(sqlite.sql, name, "NONSENSE")
             for call in (partial(store.get, "x"), partial(store.list, PageQuery()), partial(store.held, "w")):
                 with anyio.fail_after(5), pytest.raises(Unavailable, match="the read failed"):

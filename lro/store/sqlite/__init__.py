@@ -22,7 +22,7 @@ from lro import lifecycle
 from lro.clock import Clock, SystemClock
 from lro.errors import FailedPrecondition, InvalidArgument, StoreClosed, Unavailable
 from lro.lifecycle import Record, Transition
-from lro.store.base import PageQuery, Within
+from lro.store.base import Page, PageQuery, Within
 from lro.store.batch import (
     AnyRequest,
     Call,
@@ -39,6 +39,7 @@ from lro.store.batch import (
 from lro.store.hints import Hub, Listener, Watch
 from lro.store.leases import UNKNOWN_LEASE, Leases
 from lro.store.sqlite import statements as sql
+from lro.store.sqlite.listing import read_page
 from lro.store.sqlite.place import Place, RunsOnConnection
 from lro.store.sqlite.setup import roll_back, set_up_writer
 from lro.store.sqlite.transaction import DATA_ERRORS, SQLiteTransaction, to_record, to_records
@@ -189,18 +190,9 @@ class SQLiteStore:
         self._check_open()
         return await self._gets.put(Get(name)).wait()
 
-    async def list(self, query: PageQuery) -> Sequence[Record]:
+    async def list(self, query: PageQuery) -> Page:
         """See Store.list."""
-        created_at, name = query.after or (2**63 - 1, "")
-        arguments = {
-            "parent": query.parent,
-            "created_at": created_at,
-            "name": name,
-            "owner": query.scope.owner,
-            "tenant": query.scope.tenant,
-            "limit": query.limit,
-        }
-        return await self._read(sql.LIST, arguments)
+        return await self._read(lambda connection: read_page(connection, query, self._clock.monotonic), Page(()))
 
     async def update(self, name: str, transition: Transition, within: Within | None = None) -> Record:
         """See Store.update."""
@@ -229,7 +221,7 @@ class SQLiteStore:
 
     async def held(self, owner: str) -> Sequence[Record]:
         """See Store.held."""
-        return await self._read(sql.FIND_HELD, (owner,))
+        return await self._read(lambda connection: to_records(connection.execute(sql.FIND_HELD, (owner,))), ())
 
     async def leave(self, owner: str) -> None:
         """See Store.leave."""
@@ -274,12 +266,12 @@ class SQLiteStore:
         self._writes.put(request)  # type: ignore[arg-type]  # one of AnyRequest, whose answers are all told apart here
         return await request.wait()
 
-    async def _read(self, statement: str, values: Any) -> Sequence[Record]:  # Any: what sqlite3 binds
+    async def _read(self, function: Callable[[LendingConnection], T], nothing: T) -> T:
         self._check_open()
         try:
-            return await self._lister.run(lambda connection: to_records(connection.execute(statement, values)))
+            return await self._lister.run(function)
         except UnicodeEncodeError:
-            return ()  # half of a surrogate pair is in no stored text
+            return nothing  # half of a surrogate pair is in no stored text
         except sqlite3.Error as error:
             raise _unavailable(error, self._place.name, "the read failed") from error
 

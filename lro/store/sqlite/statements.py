@@ -1,4 +1,4 @@
-"""Every SQL statement of the SQLite store.
+"""Every SQL statement of the SQLite store, but for those of a page, which `listing` composes.
 
 They store and find. None decides about state: a test parses them all and refuses one that assigns a
 literal or a CASE to a column that only a record of `lifecycle` may fill. The columns are the record's own
@@ -61,16 +61,6 @@ FIND_HELD = (
     SELECT
     + """WHERE state = 'RUNNING'
 AND lease_owner = ?"""
-)
-LIST = (
-    SELECT
-    + """WHERE parent = :parent
-AND deleted_at IS NULL
-AND (created_at, name) < (:created_at, :name)
-AND (:owner IS NULL OR owner = :owner)
-AND (:tenant IS NULL OR tenant = :tenant)
-ORDER BY created_at DESC, name DESC
-LIMIT :limit"""
 )
 INSERT = f"INSERT INTO operations ({COLUMNS}) VALUES ({MARKS})"
 UPDATE = (

@@ -13,6 +13,7 @@ says what callers may rely on. pytest itself is not imported.
 
 from lro.testing.contract.admissions import Admissions
 from lro.testing.contract.claims import Claims
+from lro.testing.contract.lists import Lists
 from lro.testing.contract.records import Records
 from lro.testing.contract.rows import Rows
 from lro.testing.contract.times import Times
@@ -21,7 +22,7 @@ from lro.testing.contract.tools import START, ManualClock, OpenStore, eventually
 __all__ = ["START", "ManualClock", "OpenStore", "StoreContract", "eventually", "sample_record"]
 
 
-class StoreContract(Records, Admissions, Claims, Rows, Times):
+class StoreContract(Records, Lists, Admissions, Claims, Rows, Times):
     """All that a store must do; each method is one promise.
 
     A subclass gives the fixture `open_store`. The tests of `within` write into a table `notes` of their own;

@@ -42,7 +42,7 @@ class Admissions(Promises):
             assert first.name not in raised[0].message, "a deleted one has no name any more"
             await finish(store, running)
             second = await other.insert(_exclusive())
-            assert list(await store.list(PageQuery())) == [second]
+            assert list((await store.list(PageQuery())).records) == [second]
 
     async def test_an_exclusive_record_minds_no_others(self, open_store: OpenStore) -> None:
         """Another target, job, parent or tenant, and those of its job that are not exclusive."""
@@ -73,7 +73,7 @@ class Admissions(Promises):
             answers = await at_once(*calls)
             stored = [answer for answer in answers if isinstance(answer, Record)]
             assert {record.target for record in stored} == {"t0", "t1", "t2"}
-            assert len(stored) == len(await store.list(PageQuery())) == 3
+            assert len(stored) == len((await store.list(PageQuery())).records) == 3
             assert sum(isinstance(answer, Aborted) for answer in answers) == 27, answers
 
     async def test_a_repeated_request_is_not_its_own_rival(self, open_store: OpenStore) -> None:

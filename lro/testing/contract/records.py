@@ -1,14 +1,12 @@
-"""How records are kept, found, listed and changed."""
+"""How records are kept, found and changed."""
 
 from functools import partial
 from typing import Any
 
 import anyio
 
-from lro import lifecycle
 from lro.errors import InvalidArgument, NotFound
 from lro.lifecycle import Record
-from lro.principal import Scope
 from lro.store import PageQuery
 from lro.testing.contract.tools import (
     SECOND,
@@ -36,7 +34,7 @@ __all__ = ["Records"]
 
 
 class Records(Promises):
-    """How records are kept, found, listed and changed."""
+    """How records are kept, found and changed."""
 
     # Records
 
@@ -118,14 +116,14 @@ class Records(Promises):
                 for job in ("a", "b"):
                     record = sample_record(request_id="1", tenant=tenant, job=job)
                     assert await store.insert(record) == record
-            assert len(await store.list(PageQuery())) == 6
+            assert len((await store.list(PageQuery())).records) == 6
 
     async def test_a_request_id_counts_among_inserts_at_once(self, open_store: OpenStore) -> None:
         """Twenty repetitions at the same time store one record, and all callers get that one."""
         async with opened(open_store()) as store:
             records = [sample_record(request_id=f"r{number % 3}") for number in range(60)]
             answers = await at_once(*(partial(store.insert, record) for record in records))
-            assert len(await store.list(PageQuery())) == 3
+            assert len((await store.list(PageQuery())).records) == 3
             for number, answer in enumerate(answers):
                 assert isinstance(answer, Record), answer
                 assert answer == await store.get(answer.name)
@@ -135,60 +133,7 @@ class Records(Promises):
         """No id is not an id that could be repeated."""
         async with opened(open_store()) as store:
             await at_once(*(partial(store.insert, sample_record()) for _ in range(30)))
-            assert len(await store.list(PageQuery())) == 30
-
-    # Lists
-
-    async def test_a_list_is_newest_first(self, open_store: OpenStore) -> None:
-        """By the time of creation, then by name; never more than the limit."""
-        async with opened(open_store()) as store:
-            times = [3, 1, 2, 2, 1, 3]
-            records = [await store.insert(sample_record(created_at=START + time)) for time in times]
-            expected = sorted(records, key=lambda record: (record.created_at, record.name), reverse=True)
-            assert list(await store.list(PageQuery())) == expected
-            assert list(await store.list(PageQuery(limit=2))) == expected[:2]
-            after = (expected[3].created_at, expected[3].name)
-            assert list(await store.list(PageQuery(after=after))) == expected[4:]
-
-    async def test_a_walk_meets_every_lasting_record_once(self, open_store: OpenStore) -> None:
-        """Though others insert and delete meanwhile, at both ends and in the middle."""
-        async with opened(open_store()) as store, opened(open_store()) as other:
-            lasting = [await store.insert(sample_record(created_at=START + number // 4)) for number in range(40)]
-            doomed = [await store.insert(sample_record(created_at=START + number // 2)) for number in range(20)]
-            met: list[str] = []
-            after: tuple[int, str] | None = None
-            while page := await store.list(PageQuery(limit=7, after=after)):
-                met += [record.name for record in page]
-                after = (page[-1].created_at, page[-1].name)
-                for time in (0, 5, 1000):
-                    await other.insert(sample_record(created_at=START + time))
-                await other.update(doomed.pop().name, lifecycle.delete)
-            assert len(met) == len(set(met))
-            assert {record.name for record in lasting} <= set(met)
-
-    async def test_a_list_has_the_records_of_its_parent_and_scope(self, open_store: OpenStore) -> None:
-        """And no others, nor the deleted ones, which a get still finds."""
-        async with opened(open_store()) as store:
-            for parent in ("", "projects/p", "projects/q"):
-                for owner in ("ann", "bob"):
-                    for tenant in ("", "t"):
-                        await store.insert(sample_record(parent=parent, owner=owner, tenant=tenant))
-            for query, number in (
-                (PageQuery(), 4),
-                (PageQuery("projects/p"), 4),
-                (PageQuery("projects"), 0),
-                (PageQuery("", Scope(owner="ann")), 2),
-                (PageQuery("", Scope(tenant="")), 2),
-                (PageQuery("projects/q", Scope(owner="bob", tenant="t")), 1),
-                (PageQuery("", Scope(owner="")), 0),
-            ):
-                page = await store.list(query)
-                assert len(page) == number, query
-                assert all(record.parent == query.parent and query.scope.covers(record) for record in page)
-            gone = (await store.list(PageQuery()))[0]
-            await store.update(gone.name, lifecycle.delete)
-            assert gone.name not in {record.name for record in await store.list(PageQuery())}
-            assert (await store.get(gone.name)) is not None
+            assert len((await store.list(PageQuery())).records) == 30
 
     # Updates
 

@@ -111,7 +111,7 @@ class Rows(Promises):
                 assert isinstance(refused, Exception), statement
                 assert isinstance(neighbour, Record), statement
             assert await self._notes(store, keeper) == ["BEGIN", "COMMIT", "END", "ROLLBACK"]
-            assert len(await store.list(PageQuery())) == 5
+            assert len((await store.list(PageQuery())).records) == 5
 
     async def test_a_repeated_request_does_not_call_within_again(self, open_store: OpenStore) -> None:
         """One after the other, or at once."""

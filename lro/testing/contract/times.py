@@ -207,7 +207,7 @@ class Times(Promises):
 
             tombstone = await eventually(buried, "an expired record becomes a tombstone")
             assert (tombstone.params, tombstone.response) == (None, None)
-            assert list(await store.list(PageQuery("p"))) == []
+            assert list((await store.list(PageQuery("p"))).records) == []
             assert await store.insert(sample_record(request_id="1")) == tombstone
             clock.advance(lifecycle.REQUEST_WINDOW - HOUR - 1)
             await self._sweep_passes(store, clock)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from types import TracebackType
@@ -240,6 +241,21 @@ async def outcomes(store: Store) -> dict[str, type[BaseException] | None]:
         except Exception as error:
             outcomes[name] = type(error)
     return outcomes
+
+
+async def walk(store: Store, query: PageQuery, pages: int = 1000) -> list[Record]:
+    """Return the records of a listing, page by page, of which there may be so many."""
+    found: list[Record] = []
+    for _ in range(pages):
+        page = await store.list(query)
+        assert len(page.records) <= query.limit, "a page is not larger than asked for"
+        found += page.records
+        if page.after is None:
+            return found
+        assert query.after is None or page.after < query.after, "the walk gets on"
+        query = replace(query, after=page.after)
+    msg = f"the listing does not end in {pages} pages"
+    raise AssertionError(msg)
 
 
 async def finish(store: Store, record: Record) -> Record:

@@ -1,0 +1,101 @@
+"""Listings over HTTP: filters as query parameters, page tokens that are of use to their caller alone."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from lro import Context, Operations, Principal, job
+from lro.principal import ANYTHING, Scope
+from lro.routes import operation_routes
+from lro.status import BAD_REQUEST
+from lro.store import Store
+
+
+@job("idle")
+async def idle(ctx: Context) -> None:
+    del ctx
+
+
+class Everybody:
+    """Hooks that know everybody by a header, and let everybody see everything."""
+
+    def authenticate(self, request: Any) -> Principal:
+        name, _, tenant = request.headers.get("x-user", "").partition("@")
+        return Principal(name, tenant)
+
+    async def authorize(self, principal: Principal, permission: str, resource: str) -> Scope:
+        del principal, permission, resource
+        return ANYTHING
+
+
+@pytest.fixture
+async def client(store: Store) -> AsyncIterator[httpx2.AsyncClient]:
+    operations = Operations(store)
+    for target in ("books/a", "books/b", "books/ü c"):
+        await operations.start(idle, target=target)
+    app = Starlette(routes=[Mount("/v1", routes=operation_routes(operations, auth=Everybody()))])
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://host/v1/") as client:
+        yield client
+
+
+def targets(response: httpx2.Response) -> list[str]:
+    assert response.status_code == 200, response.text
+    return [one["metadata"]["value"]["target"] for one in response.json()["operations"]]
+
+
+def refusal(response: httpx2.Response) -> tuple[int, str, list[str]]:
+    """Return the status, the reason and the fields of a 400."""
+    error = response.json()["error"]
+    (bad,) = [detail for detail in error["details"] if detail["@type"] == BAD_REQUEST]
+    return response.status_code, error["details"][0]["reason"], [one["field"] for one in bad["fieldViolations"]]
+
+
+async def test_a_filter_is_a_query_parameter(client: httpx2.AsyncClient) -> None:
+    filtered = await client.get("operations", params={"filter": 'metadata.target = "books/ü c" AND -done = true'})
+
+    assert targets(filtered) == ["books/ü c"]
+    assert targets(await client.get("operations?filter=metadata.target%3Dbooks%2Fa+done%3Afalse")) == ["books/a"]
+    assert targets(await client.get("operations?filter=")) == ["books/ü c", "books/b", "books/a"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "state = RUNNING",
+        "done",
+        "metadata.state = x",
+        "' OR 1=1 --",
+        "\0",
+        "(" * 500,
+        " OR ".join(["done:*"] * 3000),
+    ],
+    ids=lambda text: str(text)[:16],
+)
+async def test_a_filter_that_is_none_is_the_callers_fault(client: httpx2.AsyncClient, text: str) -> None:
+    assert refusal(await client.get("operations", params={"filter": text})) == (400, "INVALID_FILTER", ["filter"])
+
+
+async def test_a_page_token_is_of_use_to_its_caller_alone(client: httpx2.AsyncClient) -> None:
+    first = await client.get("operations?pageSize=1", headers={"x-user": "ann@books"})
+    query = {"pageToken": first.json()["nextPageToken"]}
+
+    for other in ("bob@books", "ann@films", "ann", ""):
+        answer = await client.get("operations", params=query, headers={"x-user": other})
+        assert refusal(answer) == (400, "INVALID_PAGE_TOKEN", ["pageToken"])
+    own = await client.get("operations", params=query, headers={"x-user": "ann@books"})
+    assert targets(own) == ["books/b", "books/a"]
+    changed = await client.get("operations", params={**query, "filter": "done=false"}, headers={"x-user": "ann@books"})
+    assert refusal(changed) == (400, "INVALID_PAGE_TOKEN", ["pageToken"])
+    elsewhere = await client.get("projects/p/operations", params=query, headers={"x-user": "ann@books"})
+    assert refusal(elsewhere) == (400, "INVALID_PAGE_TOKEN", ["pageToken"])
+
+
+@pytest.mark.parametrize(
+    "token", ["x", "%00", "%FF", "%ED%A0%80", "é", "A" * 60_000, "e30.e30.e30"], ids=lambda it: it[:9]
+)
+async def test_what_is_no_page_token_is_the_callers_fault(client: httpx2.AsyncClient, token: str) -> None:
+    assert refusal(await client.get(f"operations?pageToken={token}")) == (400, "INVALID_PAGE_TOKEN", ["pageToken"])
