@@ -11,12 +11,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import importing, latency, processes, serving, throughput
+from benchmarks import importing, latency, listing, processes, serving, throughput
 from benchmarks.figure import FULL, QUICK, Figure, Plan, environment
 
 BENCHMARKS: dict[str, Callable[[Plan, Path], Iterator[Figure]]] = {
     "throughput": throughput.measure,
     "latency": latency.measure,
+    "listing": listing.measure,
     "processes": processes.measure,
     "http": serving.measure,
     "import": importing.measure,

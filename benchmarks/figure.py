@@ -50,6 +50,7 @@ class Plan:
         samples: Latencies of a kind.
         seconds: Length of one round of HTTP load.
         imports: Fresh interpreters for each import.
+        stored: Operations in the table that is listed.
     """
 
     rounds: int
@@ -58,10 +59,11 @@ class Plan:
     samples: int
     seconds: float
     imports: int
+    stored: int
 
 
-FULL = Plan(rounds=3, operations=10_000, sequential=2_500, samples=500, seconds=2.5, imports=5)
-QUICK = Plan(rounds=3, operations=800, sequential=200, samples=200, seconds=0.3, imports=3)
+FULL = Plan(rounds=3, operations=10_000, sequential=2_500, samples=500, seconds=2.5, imports=5, stored=100_000)
+QUICK = Plan(rounds=3, operations=800, sequential=200, samples=200, seconds=0.3, imports=3, stored=10_000)
 
 
 def median(name: str, rounds: Sequence[float], unit: str, note: str = "") -> Figure:
