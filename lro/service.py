@@ -20,6 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from lro.errors import Unavailable
 from lro.jobs import Job
+from lro.limits import Limits
+from lro.lookup import Conceal
 from lro.operations import Operations
 from lro.principal import Authorization
 from lro.routes import health_routes, job_routes, openapi_routes, operation_routes
@@ -46,6 +48,8 @@ class Service:
         auth: Who may do what; `AllowAnonymous()` for everybody everything.
         worker: False to serve only, where other processes work: `lro worker MODULE:OBJECT` runs its worker alone.
         domain: The ErrorInfo's domain, such as "books.example.com".
+        limits: How large, how many, how long; see Limits.
+        conceal: See Operations.
         handle_signals: End waits on SIGTERM and SIGINT, before the server waits for their answers.
         concurrency: See Worker, as for the next two.
         lease: See Worker.
@@ -65,6 +69,8 @@ class Service:
         auth: Authorization,
         worker: bool = True,
         domain: str = "lro",
+        limits: Limits | None = None,
+        conceal: Conceal = "permission_denied",
         handle_signals: bool = True,
         concurrency: int = 10,
         lease: timedelta = timedelta(seconds=30),
@@ -72,16 +78,16 @@ class Service:
     ) -> None:
         self._store = open_store(store) if isinstance(store, str) else store
         jobs = list(jobs)
-        self.operations = Operations(self._store, domain=domain)
+        self.operations = Operations(self._store, domain=domain, limits=limits, conceal=conceal)
         self.start = self.operations.start
-        self.worker = Worker(self._store, jobs, concurrency=concurrency, lease=lease, drain=drain)
+        self.worker = Worker(self._store, jobs, concurrency=concurrency, lease=lease, drain=drain, limits=limits)
         self._works = worker
         self._router = Router(
             routes=[
                 *health_routes(lambda: self.ready, domain=domain),
                 *operation_routes(self.operations, auth=auth),
                 *job_routes(self.operations, jobs=jobs, auth=auth),
-                *openapi_routes(jobs=jobs, auth=auth, domain=domain),
+                *openapi_routes(jobs=jobs, auth=auth, domain=domain, limits=limits),
             ],
             lifespan=self.lifespan,  # for a server that has nothing else: a mount is told of none
         )

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope
 
 from lro.errors import InvalidArgument, LROError, PermissionDenied, Unauthenticated, Unavailable, invalid
 from lro.payload import parse
-from lro.principal import Authorization, Principal
+from lro.principal import Authorization, Permission, Principal
 from lro.principal import Scope as Visible
 from lro.routes.answer import TooLarge
 from lro.routes.fields import lower_camel
@@ -84,7 +84,7 @@ class Exchange:
         """The HTTP method."""
         return self.request.method
 
-    async def authorize(self, permission: str, resource: str) -> Visible:
+    async def authorize(self, permission: Permission, resource: str) -> Visible:
         """Ask the hooks, and return what the call may touch (AIP-211: before anything is validated).
 
         Raises:
@@ -93,7 +93,8 @@ class Exchange:
         """
         self.principal = await authenticate(self._auth, self.request)
         with _hooks():
-            visible = await self._auth.authorize(self.principal, permission, resource)
+            answer = self._auth.authorize(self.principal, permission, resource)
+            visible = await answer if isawaitable(answer) else answer
         if visible is None:
             msg = f"Permission '{permission}' denied on resource '{resource}' (or it might not exist)."
             raise PermissionDenied(msg, permission=permission, name=resource)
@@ -141,7 +142,7 @@ class Exchange:
         if not raw.strip():
             return {}
         try:
-            value: object = parse(raw)
+            value: object = parse(raw, 64)
         except (ValueError, RecursionError) as error:
             raise InvalidArgument(f"the body is not valid JSON: {error}", reason="INVALID_BODY") from error
         if not isinstance(value, dict):

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from lro.jobs import Job
-from lro.operations import MAX_TEXT
+from lro.limits import Limits
 from lro.payload import Codec, json_schemas
 from lro.principal import Authorization
 from lro.resource import ID_PATTERN, operation_schema
@@ -45,6 +45,7 @@ def openapi_routes(
     jobs: Iterable[Job[Any, Any, Any]],  # Any: jobs of any types
     auth: Authorization,
     domain: str = "lro",
+    limits: Limits | None = None,
 ) -> list[BaseRoute]:
     """Return `GET openapi.json`, for who may list the jobs.
 
@@ -52,29 +53,31 @@ def openapi_routes(
         jobs: The jobs that clients may start.
         auth: Who may do what; `AllowAnonymous()` for everybody everything.
         domain: For the ErrorInfo of errors, and the document's title.
+        limits: Those of the service.
 
     Raises:
         TypeError: auth has not the two hooks.
     """
     check_auth(auth)
-    known = {job.name: job for job in jobs}
+    known, bounds = {job.name: job for job in jobs}, limits or Limits()
 
     async def get(exchange: Exchange) -> Response:
         await exchange.authorize("jobs.list", "jobs")
         exchange.query(())
         server = exchange.request.scope.get("root_path", "") or "/"
-        document = openapi_document(known, title=domain, server=server)
+        document = openapi_document(known, bounds, title=domain, server=server)
         return Response(json.dumps(document, separators=(",", ":")), media_type="application/json")
 
     handlers: Mapping[str, Mapping[str, Handler]] = {PATH: {"GET": get}}
     return [JsonRoute(handlers.get, auth, domain), Fallback(domain)]
 
 
-def openapi_document(jobs: Jobs, *, title: str, server: str) -> Json:
+def openapi_document(jobs: Jobs, limits: Limits, *, title: str, server: str) -> Json:
     """Return the document, as JSON values.
 
     Args:
         jobs: The jobs that can be started, by name.
+        limits: What clients must keep to.
         title: What the service is called.
         server: The URL, or the path, that the document's paths go on from.
     """
@@ -84,11 +87,11 @@ def openapi_document(jobs: Jobs, *, title: str, server: str) -> Json:
         "info": {"title": title, "version": version("lro"), "description": _ABOUT},
         "servers": [{"url": server}],
         "paths": {
-            "/operations": {"get": _LIST},
+            "/operations": {"get": _list(limits)},
             "/operations/{operation}": {"parameters": [_OPERATION], "get": _GET, "delete": _DELETE},
-            "/operations/{operation}:cancel": {"parameters": [_OPERATION], "post": _CANCEL},
+            "/operations/{operation}:cancel": {"parameters": [_OPERATION], "post": _cancel(limits)},
             "/operations/{operation}:wait": {"parameters": [_OPERATION], "post": _WAIT},
-            **{f"/jobs/{name}:run": {"post": _run(job, types)} for name, job in jobs.items()},
+            **{f"/jobs/{name}:run": {"post": _run(job, types, limits)} for name, job in jobs.items()},
         },
         "components": {
             "schemas": {**definitions, OPERATION: _operation(), ERROR: _ERROR},
@@ -126,14 +129,16 @@ def _narrowed(schema: Any) -> Any:  # Any: JSON
     return narrowed
 
 
-def _run(job: Job[Any, Any, Any], types: Mapping[str, Json]) -> Json:  # Any: a job of any types
+def _run(job: Job[Any, Any, Any], types: Mapping[str, Json], limits: Limits) -> Json:  # Any: a job of any types
     fields: Json = {
-        "requestId": _text("Repeating the call with it within 24 hours returns the same operation (AIP-155)"),
+        "requestId": _text(
+            limits.request_id, "Repeating the call with it within 24 hours returns the same operation (AIP-155)"
+        ),
         "validateOnly": {"type": "boolean", "description": "Check all of it, and start nothing (AIP-163)"},
         "scheduleTime": {**_TIME, "description": "Not to be run before"},
         "priority": {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1, "description": "Higher runs first"},
         "timeout": {**_DURATION, "description": "From now, or from scheduleTime, to its deadline"},
-        "target": _text("The resource that it works on"),
+        "target": _text(limits.target, "The resource that it works on"),
         "ttl": {**_DURATION, "description": "How long it is kept after its end"},
     }
     needed: list[str] = []
@@ -197,6 +202,43 @@ def _method(verb: str, summary: str, about: str, schema: Json, *parameters: Json
     return described if body is None else {**described, "requestBody": {"content": _content(_object(body))}}
 
 
+def _list(limits: Limits) -> Json:
+    page = {
+        "type": "object",
+        "properties": {
+            "operations": {"type": "array", "items": _ref(OPERATION)},
+            "nextPageToken": {"type": "string"},
+        },
+        "additionalProperties": False,
+    }
+    size = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+    return _method(
+        "list",
+        "List operations, newest first",
+        "A page, which may be short; nextPageToken leads to the next one, and is missing at the end",
+        page,
+        _parameter("filter", "query", {"type": "string", "maxLength": limits.filter}, "Which operations (AIP-160)"),
+        _parameter("pageSize", "query", size, f"At most so many; 0 for {limits.default_page_size}"),
+        _parameter(
+            "pageToken",
+            "query",
+            {"type": "string", "maxLength": limits.page_token},
+            "The nextPageToken of the page before",
+        ),
+        _parameter("returnPartialSuccess", "query", {"type": "boolean", "const": False}, "Not supported: false"),
+    )
+
+
+def _cancel(limits: Limits) -> Json:
+    return _method(
+        "cancel",
+        "Ask for an operation to be cancelled",
+        "The request is on record; whether the operation ends as CANCELLED is seen there",
+        _EMPTY,
+        body={"reason": _text(limits.reason, "Why, for the job and the metadata")},
+    )
+
+
 def _parameter(name: str, where: str, schema: Json, about: str) -> Json:
     return {"name": name, "in": where, "required": where == "path", "schema": schema, "description": about}
 
@@ -217,8 +259,8 @@ def _ref(name: str) -> Json:
     return {"$ref": SCHEMAS + name}
 
 
-def _text(about: str) -> Json:
-    return {"type": "string", "maxLength": MAX_TEXT, "pattern": r"^[^\u0000]*$", "description": about}
+def _text(longest: int, about: str) -> Json:
+    return {"type": "string", "maxLength": longest, "pattern": r"^[^\u0000]*$", "description": about}
 
 
 _ABOUT = (
@@ -237,34 +279,8 @@ _OPERATION = _parameter(
     "operation", "path", {"type": "string", "pattern": ID_PATTERN}, "The last segment of the operation's name"
 )
 _EMPTY: Json = {"type": "object", "maxProperties": 0}
-_LIST = _method(
-    "list",
-    "List operations, newest first",
-    "A page, which may be short; nextPageToken leads to the next one, and is missing at the end",
-    {
-        "type": "object",
-        "properties": {
-            "operations": {"type": "array", "items": _ref(OPERATION)},
-            "nextPageToken": {"type": "string"},
-        },
-        "additionalProperties": False,
-    },
-    _parameter("filter", "query", {"type": "string", "maxLength": 2048}, "Which operations (AIP-160)"),
-    _parameter(
-        "pageSize", "query", {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, "At most so many; 0 for 50"
-    ),
-    _parameter("pageToken", "query", {"type": "string", "maxLength": 1024}, "The nextPageToken of the page before"),
-    _parameter("returnPartialSuccess", "query", {"type": "boolean", "const": False}, "Not supported: false"),
-)
 _GET = _method("get", "Look at an operation", "The operation as it is now", _ref(OPERATION))
 _DELETE = _method("delete", "Forget an operation", "It is hidden; what has not ended goes on", _EMPTY)
-_CANCEL = _method(
-    "cancel",
-    "Ask for an operation to be cancelled",
-    "The request is on record; whether the operation ends as CANCELLED is seen there",
-    _EMPTY,
-    body={"reason": _text("Why, for the job and the metadata")},
-)
 _WAIT = _method(
     "wait",
     "Wait for the end of an operation",

@@ -13,6 +13,7 @@ from starlette.routing import Mount
 
 from lro import AllowAnonymous, Context, Principal, Service, job
 from lro.principal import Scope
+from lro.limits import Limits
 from lro.routes.openapi import openapi_document
 from tests.apps import shop
 
@@ -113,7 +114,7 @@ def test_every_reference_leads_somewhere_and_names_of_models_may_meet() -> None:
     async def second(ctx: Context, params: Any) -> None:
         raise NotImplementedError
 
-    document = openapi_document({"a": first, "b": second}, title="t", server="/")
+    document = openapi_document({"a": first, "b": second}, Limits(), title="t", server="/")
     validate(document)
     schemas = document["components"]["schemas"]
     assert {tuple(schema["properties"]) for name, schema in schemas.items() if "Book" in name} == {
@@ -145,7 +146,7 @@ async def test_it_is_for_who_may_list_the_jobs(url: str) -> None:
 
 def test_the_shop_of_the_schema_tests_has_all_kinds_of_schemas(tmp_path: Path) -> None:
     jobs = {job.name: job for job in (shop.bind, shop.nap, shop.lose, shop.add, shop.alone)}
-    document = openapi_document(jobs, title="shop", server="/")
+    document = openapi_document(jobs, Limits(), title="shop", server="/")
     validate(document)
     for target in references(document):
         found: Any = document  # Any: JSON
