@@ -6,11 +6,12 @@ function raises ends its own operation only. Writing the outcome is the worker's
 
 import logging
 import random
+import sys
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from math import inf
-from typing import Any, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
@@ -22,9 +23,10 @@ from lro.context import AnyContext, Context, SyncContext
 from lro.errors import LeaseLost, OperationError, Stopped, Unavailable
 from lro.jobs import Job
 from lro.lifecycle import Lease, Outcome, Raised, Record, Returned, StopReason, Unwound
+from lro.limits import Limits
 from lro.logs import OperationLog, about
-from lro.payload import PayloadTooLarge
-from lro.status import Code, Status, error_info
+from lro.payload import PayloadError, PayloadTooLarge, encode
+from lro.status import ERROR_INFO, Code, Status, error_info
 from lro.stop import Stop
 from lro.store import Store
 from lro.threads import run_in_thread
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MAX_MESSAGE = 4096  # characters of an error's message
+MAX_REASON = 63  # characters (AIP-193)
 SAVE_AGAIN = (0.05, 1.0)  # seconds: the first wait and the longest while the store can't be reached
 
 
@@ -48,6 +50,7 @@ class Attempt:
         store: Where its progress is saved.
         clock: Tells how far the deadline is.
         threads: Whose threads a job runs in that is a plain function.
+        limits: How large its progress, its result and its error may be.
         stop: Makes its Stop.
 
     Attributes:
@@ -64,6 +67,7 @@ class Attempt:
         clock: Clock,
         threads: anyio.CapacityLimiter,
         *,
+        limits: Limits,
         stop: Callable[..., Stop] = Stop,
     ) -> None:
         assert record.lease is not None
@@ -72,6 +76,7 @@ class Attempt:
         self.lease: Lease = record.lease
         self._store = store
         self._threads = threads
+        self._limits = limits
         self._scope = anyio.CancelScope(shield=True)  # only we cancel it: a cancelled host is a shutdown
         left = inf if record.deadline_at is None else (record.deadline_at - clock.now()) / 1_000_000
         self.stop = stop(self._scope, restartable=record.restartable, deadline=anyio.current_time() + left)
@@ -93,7 +98,7 @@ class Attempt:
         except BaseException as error:
             self.stop.ended = True
             return Raised(self._stale_payload(error))
-        returned = False
+        returned, limits = False, self._limits
         text = ""
         raised: BaseException | None = None
         try:
@@ -101,7 +106,7 @@ class Attempt:
                 try:
                     value = await self._call(partial(self.job.function, *arguments))
                     returned = True
-                    text = self.job.result.dump(value)
+                    text = self.job.result.dump(value, limits.result, limits.depth)
                 except BaseException as error:
                     raised = error
                     if self._scope.cancel_called:
@@ -178,7 +183,7 @@ class Attempt:
         if self.job.progress is None:
             msg = f"job {self.job.name} has no progress: annotate its context as Context[YourProgress]"
             raise TypeError(msg)
-        return self.job.progress.dump(self._context.progress)
+        return self.job.progress.dump(self._context.progress, self._limits.progress, self._limits.depth)
 
     def _is_to_stop(self) -> bool:
         return self.stop.reason is not None
@@ -201,20 +206,42 @@ class Attempt:
         return Unwound(reason, forced=self.stop.forced and not self.job.in_thread)  # a thread stops by itself
 
     def _failed(self, error: BaseException) -> Raised:
-        status = _public_status(error) or self._internal("JOB_FAILED", error)
+        status = self._public_status(error) or self._internal("JOB_FAILED", error)
         policy = self.job.retry
         if policy is None or not policy.covers(error):
             return Raised(status)
         self._log.info("attempt %d raised %s", self.record.attempt, type(error).__name__)
         return Raised(status, micros(policy.delay(self.record.attempt, random.random())))  # noqa: S311 -- jitter
 
+    def _public_status(self, error: BaseException) -> Status | None:
+        """Return the status of an error that clients may read, or None if it is none of those."""
+        if isinstance(error, PayloadError):
+            return self._payload_status("progress", error)
+        if not isinstance(error, OperationError):
+            return None
+        try:
+            return _shortened(error.status, self._limits)
+        except Exception:  # its details are not JSON, or it is a subclass gone wrong
+            self._log.exception("an OperationError that has no JSON form is told as INTERNAL")
+            return None
+
     def _result_error(self, error: BaseException) -> Raised:
         """Say why a result could not be kept; the job did its work, so it is not run again."""
-        if isinstance(error, PayloadTooLarge):
-            message = f"the result of {self.record.name} is too large: {error}"
-            info = error_info("RESULT_TOO_LARGE", name=self.record.name, limit=str(self.job.result.limit))
-            return Raised(Status(Code.RESOURCE_EXHAUSTED, message, (info,)))
+        if isinstance(error, PayloadError):
+            return Raised(self._payload_status("result", error))
         return Raised(self._internal("RESULT_NOT_JSON", error))
+
+    def _payload_status(self, kind: Literal["progress", "result"], error: PayloadError) -> Status:
+        """Say that a progress or a result is not to be kept."""
+        self._log.error("its %s can't be kept: it %s", kind, error)
+        name, is_result = self.record.name, kind == "result"
+        if isinstance(error, PayloadTooLarge):
+            limit = str(self._limits.result if is_result else self._limits.progress)
+            large = error_info("RESULT_TOO_LARGE" if is_result else "PROGRESS_TOO_LARGE", name=name, limit=limit)
+            return Status(Code.RESOURCE_EXHAUSTED, f"the {kind} of {name} is too large: it {error.what}", (large,))
+        field = {"field": error.place} if error.place else {}
+        info = error_info("RESULT_NOT_JSON" if is_result else "PROGRESS_NOT_JSON", name=name, **field)
+        return Status(Code.INTERNAL, f"the {kind} of {name} can't be kept: it {error}", (info,))
 
     def _internal(self, reason: str, error: BaseException | None) -> Status:
         """Log an error under an id and return what clients may know of it."""
@@ -275,15 +302,28 @@ def _lone(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return group
 
 
-def _public_status(error: BaseException) -> Status | None:
-    """Return the status that a job raised for its clients, or None if it raised something else."""
-    if not isinstance(error, OperationError):
-        return None
-    try:
-        status = error.status
-        status = Status(status.code, status.message[:MAX_MESSAGE], status.details)
-        status.to_json()
-    except Exception:  # its details are not JSON, or it is a subclass gone wrong
-        log.exception("an OperationError that has no JSON form is told as INTERNAL")
-        return None
-    return status
+def _shortened(status: Status, limits: Limits) -> Status:
+    """Return a job's own status within the limits, its ErrorInfo kept: too long an error is still an error.
+
+    Raises:
+        Exception: It is not made of JSON values, or holds text that can't be kept.
+    """
+    message, bound = status.message, limits.error
+    if len(message.encode()) > bound:
+        message = message.encode()[: max(0, bound - 3)].decode(errors="ignore") + "…"
+    encode(message, sys.maxsize, limits.depth)
+    details: list[Mapping[str, Any]] = []  # Any: JSON
+    left = bound
+    for detail in sorted(status.details, key=_is_no_error_info):
+        size = len(encode(dict(detail), sys.maxsize, limits.depth).encode())
+        if size > left and not _is_no_error_info(detail):
+            reason = str(detail.get("reason"))
+            details.append(error_info(reason[:MAX_REASON]))
+        elif size <= left:
+            details.append(detail)
+            left -= size
+    return Status(status.code, message, tuple(details))
+
+
+def _is_no_error_info(detail: Mapping[str, Any]) -> bool:  # Any: JSON
+    return detail.get("@type") != ERROR_INFO

@@ -16,8 +16,9 @@ from typing_extensions import TypeVar
 from lro.context import Context, SyncContext
 from lro.errors import InvalidArgument, invalid
 from lro.lifecycle import RetryPolicy
+from lro.limits import Limits
 from lro.message import check_metadata, check_response, empty_text
-from lro.payload import Codec
+from lro.payload import Codec, PayloadError, encode
 from lro.resource import type_url
 from lro.status import BAD_REQUEST
 
@@ -31,9 +32,8 @@ ProgressT = TypeVar("ProgressT")
 ResultT = TypeVar("ResultT")
 
 MAX_NAME = 63
-MAX_PARAMS = 256 * 1024  # bytes of JSON, like the next two
-MAX_PROGRESS = 64 * 1024
-MAX_RESULT = 1024 * 1024
+MAX_VIOLATIONS = 20  # of which a client is told: params of 256 KiB may hold 80,000
+MAX_PATH = 100  # characters of where a field stands
 
 DEFAULT_RETENTION = timedelta(days=30)
 RESTARTABLE_ATTEMPTS = 3  # in all, for a job that is restartable without a retry policy
@@ -107,22 +107,32 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
 
-    def params_text(self, params: Any) -> str | None:  # Any: the model, or JSON values that may fit it
+    def params_text(
+        self,
+        params: Any,  # Any: the model, or JSON values that may fit it
+        limits: Limits,
+    ) -> str | None:
         """Return the params of an operation as JSON text; None for a job without.
 
         Raises:
-            InvalidArgument: They do not fit; every field that does not is named.
+            InvalidArgument: They do not fit, and the fields that don't are named; or they exceed a limit.
         """
         if self.params is None:
             if params is not None and params != {}:
                 raise invalid("params", f"job {self.name} takes none")
             return None
         try:
-            return self.params.dump(self.params.validate({} if params is None else params))
+            if not isinstance(params, BaseModel):
+                params = {} if params is None else params
+                encode(params, limits.params, limits.depth)  # before a model makes anything of it
+            return self.params.dump(self.params.validate(params), limits.params, limits.depth)
         except ValidationError as error:
-            raise _invalid_params(self.name, error, {} if params is None else params) from error
-        except (TypeError, ValueError, RecursionError) as error:
-            raise invalid("params", str(error)[:500], reason="INVALID_PARAMS") from error
+            raise _invalid_params(self.name, error, params) from error
+        except PayloadError as error:
+            field = f"params.{error.place}" if error.place else "params"
+            raise invalid(field, error.what, reason="INVALID_PARAMS") from error
+        except (TypeError, ValueError, RecursionError) as error:  # whose text may tell more than clients may know
+            raise invalid("params", f"have no JSON form: {type(error).__name__}", reason="INVALID_PARAMS") from error
 
     def first_progress(self) -> str | None:
         """Return the progress to store at the start, as JSON text; None where it can wait for the first checkpoint.
@@ -173,9 +183,9 @@ class _Decorator:
             return Job(
                 self._name,
                 function,
-                params=None if types["params"] is None else Codec(types["params"], limit=MAX_PARAMS),
-                progress=None if types["progress"] is None else Codec(types["progress"], limit=MAX_PROGRESS),
-                result=Codec(types["result"], limit=MAX_RESULT),
+                params=None if types["params"] is None else Codec(types["params"]),
+                progress=None if types["progress"] is None else Codec(types["progress"]),
+                result=Codec(types["result"]),
                 **self._options,
             )
         except TypeError as error:
@@ -371,8 +381,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:  # Any: type forms; 
 
 def _invalid_params(job: str, error: ValidationError, given: object) -> InvalidArgument:
     violations = [
-        {"field": _path(entry, given), "description": entry["msg"]}
-        for entry in error.errors(include_url=False, include_input=False)
+        {"field": _path(entry, given)[:MAX_PATH], "description": entry["msg"]}
+        for entry in error.errors(include_url=False, include_input=False)[:MAX_VIOLATIONS]
     ]
     fields = ", ".join(violation["field"] for violation in violations[:5])
     details = [{"@type": BAD_REQUEST, "fieldViolations": violations}]

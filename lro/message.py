@@ -9,11 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lro.limits import Limits
 from lro.payload import Codec
 from lro.resource import COMMON, EMPTY, LIST_VALUE, STRUCT, VALUE, common_field
 
 __all__ = ["check_metadata", "check_response", "empty_text"]
 
+_BOUNDS = Limits()
 _JSON_TYPES = {EMPTY: "null", LIST_VALUE: "array", STRUCT: "object"}
 
 
@@ -67,7 +69,7 @@ def empty_text(progress: Codec[Any]) -> str:
         TypeError: It has no JSON form, or does not read back.
     """
     try:
-        text = progress.dump(progress.load("{}"))
+        text = progress.dump(progress.load("{}"), _BOUNDS.progress, _BOUNDS.depth)
         progress.load(text)
     except (TypeError, ValueError) as error:
         msg = f"an operation begins with an empty {progress.annotation!r}, which has no JSON form: {error}"

@@ -5,10 +5,12 @@ reads what became of them.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from math import inf
 from typing import Any, TypeVar, overload
 
 import anyio
@@ -20,32 +22,27 @@ from lro.errors import (
     NotFound,
     OperationCancelled,
     OperationFailed,
-    PermissionDenied,
     Unavailable,
     invalid,
 )
 from lro.filter import parse
 from lro.jobs import Job
-from lro.lifecycle import Facts, Record, Transition
+from lro.lifecycle import Record
+from lro.limits import Limits
+from lro.lookup import Conceal, Lookup
 from lro.paging import PageTokens
-from lro.payload import encode
+from lro.payload import is_text
 from lro.principal import ANYTHING, Principal, Scope
-from lro.resource import Operation, is_parent, new_name, parse_name
+from lro.resource import Operation, is_parent, new_name
 from lro.status import Code
 from lro.store import PageQuery, Store
 from lro.store.base import Within
+from lro.waits import Waits
 
 __all__ = ["OperationPage", "Operations"]
 
 ParamsT = TypeVar("ParamsT")
 ResultT = TypeVar("ResultT")
-
-DEFAULT_PAGE, MAX_PAGE = 50, 1000
-MAX_WAIT = timedelta(seconds=8)  # clients' own time-outs start at 10 s
-MAX_WAITS = 1000
-LOOK_AGAIN = 1.0  # seconds between two looks of a wait that no hint reaches
-PENDING_PER_TENANT = 10_000
-MAX_TEXT = 1024  # characters of a request id, a target, a cancel reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +63,15 @@ class Operations:
 
     Every method raises Unavailable if the store can't be reached and StoreClosed outside its `async with`.
     Those that take a `scope` treat an operation that it does not cover like one that is not there: with a
-    limited scope PermissionDenied for both, else NotFound (AIP-211).
+    limited scope PermissionDenied for both, else NotFound (AIP-211). Without one they are for code of the service's
+    own, which may see everything.
 
     Args:
         store: Where operations are kept.
         domain: Whose errors these are: the ErrorInfo's `domain` (AIP-193), such as "books.example.com".
-        max_wait: The longest `wait`, and the default.
-        max_waits: Waits at once; one too many returns the current state at once.
+        limits: How large what clients send may be, how much a page holds, how many wait.
+        conceal: As what a caller with a limited scope is refused an operation that it does not cover, or that is not
+            there: "permission_denied" or "not_found".
         delete_running: "hide" to delete operations that have not ended as the proto says: hidden, not cancelled.
             "reject" to refuse that.
     """
@@ -82,8 +81,8 @@ class Operations:
         store: Store,
         *,
         domain: str = "lro",
-        max_wait: timedelta = MAX_WAIT,
-        max_waits: int = MAX_WAITS,
+        limits: Limits | None = None,
+        conceal: Conceal = "permission_denied",
         delete_running: str = "hide",
         clock: Clock | None = None,
     ) -> None:
@@ -92,12 +91,12 @@ class Operations:
             raise ValueError(msg)
         self.store = store
         self.domain = domain
-        self._max_wait = max_wait
-        self._max_waits = max_waits
+        self.limits = limits or Limits()
         self._reject_running = delete_running == "reject"
         self._clock = clock or SystemClock()
-        self._waits: set[anyio.CancelScope] = set()
-        self._shutting_down = False
+        self._lookup = Lookup(store, conceal)
+        self._waits = Waits(self._lookup, self.limits)
+        self.refusal = self._lookup.refusal
 
     @property
     def waiting(self) -> int:
@@ -185,7 +184,7 @@ class Operations:
         """
         now = self._clock.now()
         who = principal or Principal()
-        text = job.params_text(params)
+        text = job.params_text(params, self.limits)
         asked = [job.name, text, parent, target]
         duration = job.timeout if timeout is None else timeout
         stop_after = job.grace if grace is None else grace
@@ -195,9 +194,8 @@ class Operations:
                 raise invalid(field, "must not be negative")
         if grace is not None and job.in_thread:
             raise invalid("grace", f"job {job.name} runs in a thread, which stops at checkpoints only")
-        for field, words in (("requestId", request_id), ("target", target)):
-            if words is not None and (len(words) > MAX_TEXT or not _is_text(words)):
-                raise invalid(field, f"must be text of at most {MAX_TEXT} characters")
+        _check_text("requestId", request_id, self.limits.request_id)
+        _check_text("target", target, self.limits.target)
         if request_id == "":
             request_id = None  # as in proto3: empty is not set
         if not -(2**31) <= priority < 2**31:
@@ -233,16 +231,15 @@ class Operations:
 
     async def _insert(self, record: Record, within: Within | None, *, validate_only: bool) -> Record:
         try:
-            stored = await self.store.insert(
-                record, within, pending_limit=PENDING_PER_TENANT, validate_only=validate_only
-            )
-        except Unavailable:
+            limit = self.limits.pending_per_tenant
+            stored = await self.store.insert(record, within, pending_limit=limit, validate_only=validate_only)
+        except Unavailable as error:
             if record.request_id is not None or validate_only:
                 raise  # the client repeats it under its own key
-            found = await self.store.get(record.name)  # the outcome is unknown: look
-            if found is None:
-                raise
-            return found
+            try:
+                return await self._lookup.find(record.name, "operations.get", ANYTHING)  # the outcome is unknown: look
+            except NotFound:
+                raise error from None
         if stored.name == record.name:
             return stored
         if stored.request_digest != record.request_digest or stored.owner != record.owner:
@@ -263,11 +260,7 @@ class Operations:
 
     async def get_record(self, name: str, *, scope: Scope = ANYTHING) -> Record:
         """Return the record behind `get`; for routes that write it out themselves."""
-        return await self._find(name, "get", scope)
-
-    async def _find(self, name: str, verb: str, scope: Scope) -> Record:
-        record = await self.store.get(name) if parse_name(name) is not None else None
-        return _seen(record, name, verb, scope)
+        return await self._lookup.find(name, "operations.get", scope)
 
     async def list(
         self,
@@ -300,13 +293,14 @@ class Operations:
             raise invalid("pageSize", "must be a 32-bit integer that is not negative")
         if not is_parent(parent):
             raise invalid("name", "must be the parent's resource name, as in projects/p/operations")
-        wanted = parse(filter)
-        limit = min(page_size or DEFAULT_PAGE, MAX_PAGE)
+        limits = self.limits
+        wanted = parse(filter, max_bytes=limits.filter, max_terms=limits.filter_terms, max_depth=limits.filter_depth)
+        limit = min(page_size or limits.default_page_size, limits.page_size)
         who = principal or Principal()
         listing = (parent, filter, scope.owner, scope.tenant, who.id, who.tenant)
-        tokens = PageTokens(await self.store.secret(), listing, self._clock)
+        tokens = PageTokens(await self.store.secret(), listing, self._clock, longest=limits.page_token)
         after = tokens.open(page_token) if page_token else None
-        page = await self.store.list(PageQuery(parent, scope, limit, after, wanted))
+        page = await self._lookup.list(PageQuery(parent, scope, limit, after, wanted))
         return OperationPage(
             [Operation.of(record, self.domain) for record in page.records],
             "" if page.after is None else tokens.seal(page.after),
@@ -330,10 +324,9 @@ class Operations:
             NotFound: There is none of this name, or it was deleted.
             Unimplemented: Its job can't be cancelled.
         """
-        if reason is not None and (len(reason) > MAX_TEXT or not _is_text(reason)):
-            raise invalid("reason", f"must be text of at most {MAX_TEXT} characters")
+        _check_text("reason", reason, self.limits.reason)
         transition = partial(lifecycle.request_cancel, reason=reason, requester=requester)
-        return await self._update(name, transition, "cancel", scope)
+        return Operation.of(await self._lookup.update(name, transition, "operations.cancel", scope), self.domain)
 
     async def delete(self, name: str, *, scope: Scope = ANYTHING) -> None:
         """Forget an operation; one that has not ended is hidden, and goes on.
@@ -342,28 +335,35 @@ class Operations:
             NotFound: There is none of this name, or it was deleted before.
             FailedPrecondition: It has not ended, with delete_running="reject".
         """
-        await self._update(name, partial(lifecycle.delete, reject_running=self._reject_running), "delete", scope)
+        transition = partial(lifecycle.delete, reject_running=self._reject_running)
+        await self._lookup.update(name, transition, "operations.delete", scope)
 
-    async def wait(self, name: str, timeout: timedelta | None = None, *, scope: Scope = ANYTHING) -> Operation:
+    async def wait(
+        self,
+        name: str,
+        timeout: timedelta | None = None,
+        *,
+        principal: Principal | None = None,
+        scope: Scope = ANYTHING,
+    ) -> Operation:
         """Return the operation as soon as it is done, or as it is when the time is up.
 
         Args:
             name: The operation.
-            timeout: How long at most; `max_wait` if None or longer. May return earlier.
+            timeout: How long at most; `limits.wait` if None or longer. May return earlier, and does so at once where
+                too many wait already.
+            principal: Who waits: one principal may not take all the places.
             scope: What the caller may see.
 
         Raises:
             NotFound: There is none of this name, or it is deleted meanwhile.
             InvalidArgument: The timeout is negative.
         """
-        seconds = self._max_wait.total_seconds()
-        if timeout is not None:
-            if timeout < timedelta(0):
-                raise invalid("timeout", "must not be negative")
-            seconds = min(seconds, timeout.total_seconds())
-        if len(self._waits) >= self._max_waits:
-            seconds = 0  # the proto allows to return early, even at once
-        return Operation.of(await self._wait(name, seconds, "wait", scope), self.domain)
+        longest = self.limits.wait if timeout is None else min(timeout, self.limits.wait)
+        if longest < timedelta(0):
+            raise invalid("timeout", "must not be negative")
+        client, seconds = principal or Principal(), longest.total_seconds()
+        return Operation.of(await self._waits.until_done(name, seconds, "operations.wait", scope, client), self.domain)
 
     async def result(
         self,
@@ -391,7 +391,7 @@ class Operations:
             if job_name != job.name:
                 msg = f"{name} is an operation of job {job_name}, not of {job.name}"
                 raise InvalidArgument(msg, reason="WRONG_JOB", name=name, job=job_name)
-            record = await self._wait(name, float("inf"), "get", ANYTHING)
+            record = await self._waits.until_done(name, inf, "operations.get", ANYTHING, None)
         if not record.state.is_terminal:
             raise Unavailable(f"{name} has not ended, and this service shuts down", reason="SHUTTING_DOWN", name=name)
         operation = Operation.of(record, self.domain)
@@ -402,63 +402,17 @@ class Operations:
 
     def begin_shutdown(self) -> None:
         """End all waits now, each with the current state, and let no new one wait until `resume`."""
-        self._shutting_down = True
-        for scope in tuple(self._waits):
-            scope.cancel()
+        self._waits.begin_shutdown()
 
     def resume(self) -> None:
         """Let calls wait again: the service has been started anew."""
-        self._shutting_down = False
-
-    async def _wait(self, name: str, seconds: float, verb: str, scope: Scope) -> Record:
-        """Return the record once it is terminal, or as it is after so many seconds or at a shutdown."""
-        record = await self._find(name, verb, scope)
-        if record.state.is_terminal or seconds <= 0 or self._shutting_down:
-            return record
-        with self.store.watch(name) as watch, anyio.move_on_after(seconds) as waiting:
-            self._waits.add(waiting)
-            try:
-                record = await self._find(name, verb, scope)  # it may have ended before the watch began
-                while not record.state.is_terminal:
-                    told = await watch.changed(LOOK_AGAIN)
-                    if told is None:
-                        record = await self._find(name, verb, scope)
-                    else:
-                        record = _seen(told, name, verb, scope)
-            finally:
-                self._waits.discard(waiting)
-        return record
-
-    async def _update(self, name: str, transition: Transition, verb: str, scope: Scope) -> Operation:
-        if parse_name(name) is None:
-            _seen(None, name, verb, scope)
-
-        def visible(record: Record, facts: Facts) -> Record:
-            return transition(_seen(record, name, verb, scope), facts)
-
-        try:
-            return Operation.of(await self.store.update(name, visible), self.domain)
-        except NotFound:
-            return Operation.of(_seen(None, name, verb, scope), self.domain)
-
-
-def _seen(record: Record | None, name: str, verb: str, scope: Scope) -> Record:
-    """Return the record if the caller may see it; foreign, deleted and missing are the same (AIP-211)."""
-    if record is not None and record.deleted_at is None and scope.covers(record):
-        return record
-    if scope.is_limited:
-        msg = f"Permission 'operations.{verb}' denied on resource '{name}' (or it might not exist)."
-        raise PermissionDenied(msg, permission=f"operations.{verb}", name=name)
-    raise NotFound(f"There is no operation {name}: it never was, has expired, or was deleted", name=name)
+        self._waits.resume()
 
 
 def _digest(asked: Sequence[object]) -> str:
-    return hashlib.sha256(encode(asked, 2**31).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
-def _is_text(words: str) -> bool:
-    try:
-        words.encode()
-    except UnicodeEncodeError:
-        return False  # half of a surrogate pair
-    return "\0" not in words
+def _check_text(field: str, words: str | None, longest: int) -> None:
+    if words is not None and (len(words) > longest or not is_text(words)):
+        raise invalid(field, f"must be text of at most {longest} characters, without U+0000")

@@ -1,26 +1,40 @@
 """Payloads: params, progress and results between Python values and the JSON text that is stored.
 
-Decides what counts as JSON here (finite numbers, no lone surrogates, bounded size) and how a declared
-type reads and writes it. What is done about a payload that does not fit is left to the caller.
+Decides what counts as JSON here (finite numbers, integers of 64 bits, text that every database can keep, bounded size
+and depth) and how a declared type reads and writes it. What is done about a payload that does not fit is left to the
+caller.
 """
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import JsonValue, PydanticInvalidForJsonSchema, PydanticSchemaGenerationError, TypeAdapter
 
-__all__ = ["MAX_DEPTH", "Codec", "PayloadTooLarge", "encode", "json_schemas", "parse"]
+__all__ = ["Codec", "PayloadError", "PayloadTooLarge", "encode", "is_text", "json_schemas", "parse"]
 
 T = TypeVar("T")
 
-MAX_DEPTH = 64
+
+class PayloadError(ValueError):
+    """A value can't be kept as JSON; it says why and where in words that clients may see.
+
+    Attributes:
+        what: Why.
+        place: Where in the value, as in `pages[3].title`, cut if it is long; "" where it can't be told.
+    """
+
+    def __init__(self, what: str, place: str = "") -> None:
+        super().__init__(f"{what}, in {place}" if place else what)
+        self.what = what
+        self.place = place
 
 
-class PayloadTooLarge(ValueError):
+class PayloadTooLarge(PayloadError):
     """The JSON text is longer than its limit."""
 
 
@@ -29,16 +43,14 @@ class Codec(Generic[T]):
 
     Args:
         annotation: The type: a pydantic model, a builtin, a union, ...; Any stands for any JSON value.
-        limit: Bytes at most.
 
     Raises:
         TypeError: pydantic knows no schema for the type, or a model writes a field under a name that it does
             not read.
     """
 
-    def __init__(self, annotation: Any, *, limit: int) -> None:  # Any: a type form
+    def __init__(self, annotation: Any) -> None:  # Any: a type form
         self.annotation = annotation
-        self.limit = limit
         try:
             self.adapter: TypeAdapter[T] = TypeAdapter(_json_type(annotation))
         except PydanticSchemaGenerationError as error:
@@ -82,15 +94,22 @@ class Codec(Generic[T]):
         """
         return self.adapter.validate_json(text, by_alias=True, by_name=True)
 
-    def dump(self, value: T) -> str:
+    def dump(self, value: T, limit: int, depth: int) -> str:
         """Write a value as compact JSON text, under the model's own aliases.
 
+        Args:
+            value: The value.
+            limit: Bytes at most.
+            depth: Levels at most.
+
         Raises:
-            TypeError, ValueError, RecursionError: The value is not of the type, or has no JSON form.
-            PayloadTooLarge: The text is longer than the limit.
+            PayloadError: What is to be written is not to be kept; PayloadTooLarge if it is longer than the limit.
+            TypeError, ValueError, RecursionError: The value is not of the type, or has no JSON form. What these say
+                may tell of the value.
         """
         self.adapter.validate_python(value, strict=True)
-        text = encode(self.adapter.dump_python(value, mode="json", by_alias=True, warnings="error"), self.limit)
+        written = self.adapter.dump_python(value, mode="json", by_alias=True, warnings="error")
+        text = encode(written, limit, depth)
         if "null" in text:  # pydantic writes it for NaN and infinity too, where a field takes anything
             _check_finite(self.adapter.dump_python(value, by_alias=True))
         return text
@@ -114,8 +133,8 @@ def json_schemas(
 
 def _check_finite(value: object) -> None:
     if isinstance(value, float) and not isfinite(value):
-        msg = f"{value} is not JSON"
-        raise ValueError(msg)
+        msg = f"holds {value}, which is not JSON"
+        raise PayloadError(msg)
     if isinstance(value, dict):
         for member in cast("dict[object, object]", value).values():
             _check_finite(member)
@@ -124,33 +143,48 @@ def _check_finite(value: object) -> None:
             _check_finite(member)
 
 
-def encode(value: object, limit: int) -> str:
+def encode(value: object, limit: int, depth: int) -> str:
     """Write a value made of JSON's types as compact text.
 
+    Args:
+        value: The value.
+        limit: Bytes at most.
+        depth: Levels at most.
+
     Raises:
-        TypeError, ValueError, RecursionError: It is not made of JSON's types, or holds NaN, infinity, a lone
-            surrogate or itself.
-        PayloadTooLarge: The text is longer than `limit` bytes.
+        PayloadError: It is not made of JSON's types, or is not to be kept; PayloadTooLarge if the text is longer
+            than the limit.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    size = len(text.encode())
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except RecursionError as error:
+        raise PayloadError(_too_deep(depth)) from error
+    except (TypeError, ValueError) as error:  # json names types, and no values but NaN and infinity
+        msg = f"is no JSON: {error}"
+        raise PayloadError(msg) from error
+    size = len(text.encode(errors="surrogatepass"))
     if size > limit:
-        msg = f"{size:,} bytes of JSON, {limit:,} are allowed"
+        msg = f"is {size:,} bytes of JSON, {limit:,} are allowed"
         raise PayloadTooLarge(msg)
+    _check(text, value, depth)
     return text
 
 
-def parse(body: bytes) -> Any:  # Any: JSON
-    """Read JSON from outside strictly: no duplicate keys, finite 64-bit numbers, valid text, 64 levels.
+def parse(body: bytes, depth: int) -> Any:  # Any: JSON
+    """Read JSON from outside strictly: no duplicate keys, finite 64-bit numbers, text that can be kept.
+
+    Args:
+        body: The JSON in UTF-8.
+        depth: Levels at most.
 
     Raises:
-        ValueError: It is not such JSON; the message says where or why.
+        PayloadError: It is not such JSON; the message says where or why.
     """
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        msg = f"the body is not UTF-8 at byte {error.start}"
-        raise ValueError(msg) from error
+        msg = f"is not UTF-8 at byte {error.start}"
+        raise PayloadError(msg) from error
     try:
         value = json.loads(
             text,
@@ -160,55 +194,103 @@ def parse(body: bytes) -> Any:  # Any: JSON
             parse_constant=_refuse_constant,
         )
     except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
-    _check_depth(value)
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        msg = "the body holds half of a surrogate pair"
-        raise ValueError(msg) from error
+        raise PayloadError(_too_deep(depth)) from error
+    except json.JSONDecodeError as error:
+        msg = f"is no JSON: {error}"
+        raise PayloadError(msg) from error
+    _check(text, value, depth)
     return value
 
 
-_TOO_DEEP = f"the body is nested deeper than {MAX_DEPTH} levels"
+_ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # in JSON: U+0000, and what may be half of a surrogate pair
+_LONG_INTEGER = re.compile(r"[0-9]{19}")
+LONGEST_PLACE = 100  # characters
 
 
-def _check_depth(value: JsonValue) -> None:
-    level: list[JsonValue] = [value]
-    for _ in range(MAX_DEPTH):
-        members = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
-        level = [member for some in members for member in some]
-    if any(isinstance(one, (dict, list)) for one in level):
-        raise ValueError(_TOO_DEEP)
+def _check(text: str, value: object, depth: int) -> None:
+    """Refuse a value that is not to be kept; its text tells quickly that most may be."""
+    deep = text.count("[") + text.count("{") > depth
+    if deep or _ESCAPED.search(text) or _LONG_INTEGER.search(text) or not _is_unicode(text):
+        _check_value(value, depth, ())
+
+
+def _check_value(value: object, depth: int, place: tuple[object, ...]) -> None:
+    if isinstance(value, str):
+        _check_string(value, place)
+    elif isinstance(value, int):
+        if not _MIN_INTEGER <= value <= _MAX_INTEGER:
+            raise PayloadError(_TOO_LONG, _place(place))
+    elif isinstance(value, (dict, list, tuple)):
+        if len(place) == depth:
+            raise PayloadError(_too_deep(depth))
+        members: Iterable[tuple[object, object]] = enumerate(cast("Sequence[object]", value))
+        if isinstance(value, dict):
+            members = cast("dict[object, object]", value).items()
+            for key, _ in members:
+                _check_string(str(key), place)
+        for key, member in members:
+            _check_value(member, depth, (*place, key))
+
+
+def _check_string(words: str, place: tuple[object, ...]) -> None:
+    if "\0" in words:
+        raise PayloadError("holds U+0000, which not every database keeps", _place(place))
+    if not _is_unicode(words):
+        raise PayloadError("holds half of a surrogate pair", _place(place))
+
+
+def is_text(words: str) -> bool:
+    """Return whether every database can keep this: no U+0000, and no half of a surrogate pair."""
+    return "\0" not in words and _is_unicode(words)
+
+
+def _is_unicode(words: str) -> bool:
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _place(steps: tuple[object, ...]) -> str:
+    words = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return words.removeprefix(".")[:LONGEST_PLACE]
+
+
+def _too_deep(depth: int) -> str:
+    return f"is nested deeper than {depth} levels"
+
+
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
+_TOO_LONG = "holds an integer that does not fit in 64 bits; send it as a string"
 
 
 def _no_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     value = dict(pairs)
     if len(value) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        msg = f"key {twice!r} stands twice in one object"
-        raise ValueError(msg)
+        msg = f"holds the key {twice[:LONGEST_PLACE]!r} twice in one object"
+        raise PayloadError(msg)
     return value
 
 
 def _bounded(digits: str) -> int:
-    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
-        msg = f"the integer {digits[:24]} does not fit in 64 bits; send it as a string"
-        raise ValueError(msg)
+    if len(digits) > 20 or not _MIN_INTEGER <= int(digits) <= _MAX_INTEGER:
+        raise PayloadError(_TOO_LONG)
     return int(digits)
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
-    if number in (float("inf"), float("-inf")):
-        msg = f"the number {digits[:24]} is too large"
-        raise ValueError(msg)
+    if not isfinite(number):
+        msg = f"holds the number {digits[:24]}, which is too large"
+        raise PayloadError(msg)
     return number
 
 
 def _refuse_constant(name: str) -> float:
-    msg = f"{name} is not JSON"
-    raise ValueError(msg)
+    msg = f"holds {name}, which is not JSON"
+    raise PayloadError(msg)
 
 
 def _json_type(annotation: Any) -> Any:  # Any: type forms

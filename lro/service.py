@@ -20,12 +20,15 @@ from starlette.types import Receive, Scope, Send
 
 from lro.errors import Unavailable
 from lro.jobs import Job
+from lro.limits import Limits
+from lro.lookup import Conceal
 from lro.operations import Operations
 from lro.principal import Authorization
 from lro.routes import health_routes, job_routes, openapi_routes, operation_routes
 from lro.routes.answer import error_response
-from lro.routes.operations import METHODS, UnknownFields
+from lro.routes.operations import METHODS
 from lro.routes.routing import Fallback
+from lro.routes.rules import UnknownFields
 from lro.store import Store, open_store
 from lro.worker import Worker
 
@@ -49,7 +52,10 @@ class Service:
         worker: False to serve only, where other processes work: `lro worker MODULE:OBJECT` runs its worker alone.
         domain: The ErrorInfo's domain, such as "books.example.com".
         methods: What clients may do with operations; see operation_routes, as for the next.
-        unknown_fields: See operation_routes.
+        unknown_fields: See operation_routes, as for the next.
+        allowed_origins: Whose pages may change something from a browser.
+        limits: How large, how many, how long; see Limits.
+        conceal: See Operations.
         handle_signals: End waits on SIGTERM and SIGINT, before the server waits for their answers.
         concurrency: See Worker, as for the next two.
         lease: See Worker.
@@ -71,6 +77,9 @@ class Service:
         domain: str = "lro",
         methods: Collection[str] = METHODS,
         unknown_fields: UnknownFields = "reject",
+        allowed_origins: Collection[str] = (),
+        limits: Limits | None = None,
+        conceal: Conceal = "permission_denied",
         handle_signals: bool = True,
         concurrency: int = 10,
         lease: timedelta = timedelta(seconds=30),
@@ -78,16 +87,35 @@ class Service:
     ) -> None:
         self._store = open_store(store) if isinstance(store, str) else store
         jobs = list(jobs)
-        self.operations = Operations(self._store, domain=domain)
+        self.operations = Operations(self._store, domain=domain, limits=limits, conceal=conceal)
         self.start = self.operations.start
-        self.worker = Worker(self._store, jobs, concurrency=concurrency, lease=lease, drain=drain)
+        self.worker = Worker(self._store, jobs, concurrency=concurrency, lease=lease, drain=drain, limits=limits)
         self._works = worker
         self._router = Router(
             routes=[
-                *operation_routes(self.operations, auth=auth, methods=methods, unknown_fields=unknown_fields),
-                *job_routes(self.operations, jobs=jobs, auth=auth, unknown_fields=unknown_fields),
+                *operation_routes(
+                    self.operations,
+                    auth=auth,
+                    methods=methods,
+                    unknown_fields=unknown_fields,
+                    allowed_origins=allowed_origins,
+                ),
+                *job_routes(
+                    self.operations,
+                    jobs=jobs,
+                    auth=auth,
+                    unknown_fields=unknown_fields,
+                    allowed_origins=allowed_origins,
+                ),
                 *health_routes(lambda: self.ready, domain=domain),
-                *openapi_routes(jobs=jobs, auth=auth, domain=domain, methods=methods, unknown_fields=unknown_fields),
+                *openapi_routes(
+                    jobs=jobs,
+                    auth=auth,
+                    domain=domain,
+                    limits=limits,
+                    methods=methods,
+                    unknown_fields=unknown_fields,
+                ),
             ],
             lifespan=self.lifespan,  # for a server that has nothing else: a mount is told of none
         )

@@ -21,6 +21,7 @@ from lro.clock import Clock, SystemClock, micros
 from lro.errors import LeaseLost, LROError, NotFound, StoreClosed, Unavailable
 from lro.jobs import Job
 from lro.lifecycle import Outcome, Raised, Record, State, StopReason, Unwound
+from lro.limits import Limits
 from lro.logs import about
 from lro.status import Code, Status, error_info
 from lro.store import Store
@@ -47,6 +48,7 @@ class Worker:
         concurrency: How many attempts run at once, in threads or not.
         lease: How long without a sign of life until others may take its operations over; renewed at a third.
         drain: How long a shutdown waits for jobs that are not restartable.
+        limits: How large progress, results and errors may be.
 
     Raises:
         ValueError: Two jobs have the same name, or a number is out of its range.
@@ -65,6 +67,7 @@ class Worker:
         concurrency: int = 10,
         lease: timedelta = timedelta(seconds=30),
         drain: timedelta = timedelta(seconds=20),
+        limits: Limits | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._jobs: dict[str, Job[Any, Any, Any]] = {}
@@ -79,6 +82,7 @@ class Worker:
         self.concurrency = concurrency
         self._lease = lease
         self._drain = drain
+        self._limits = limits or Limits()
         self._clock = clock or SystemClock()
         self._works = False
         self._start_over()
@@ -190,7 +194,7 @@ class Worker:
         if self._closing:
             await self._give_back(record)
             return
-        attempt = Attempt(self._jobs[record.job], record, self.store, self._clock, self._threads)
+        attempt = Attempt(self._jobs[record.job], record, self.store, self._clock, self._threads, limits=self._limits)
         self._attempts[record.name] = attempt  # in place of one that is over and has just let it go
         self._supervisor.spawn(record.name, partial(self._run, attempt))
 
@@ -246,7 +250,9 @@ class Worker:
         except LROError as error:  # the store can't keep it
             about(log, attempt.record).exception("its outcome can't be stored")
             info = error_info("RESULT_NOT_STORABLE", name=name)
-            status = Status(Code.INTERNAL, f"{name} ended, but its outcome could not be stored: {error}", (info,))
+            status = Status(
+                Code.INTERNAL, f"{name} ended, but its outcome could not be stored: {error.message}", (info,)
+            )
             finish = partial(lifecycle.finish, lease=attempt.lease, outcome=Raised(status))
             return await until_saved(partial(self.store.update, name, finish))
 

@@ -30,6 +30,8 @@ from lro import (
     lifecycle,
 )
 from lro.lifecycle import Record, Transition
+from lro.limits import Limits
+from lro.status import ERROR_INFO
 from lro.store import Store
 from lro.store.base import Within
 from tests.jobs import Params, Progress, Relay, Story, ended, is_call_of, stored, until
@@ -41,7 +43,7 @@ AnyJob = Job[Any, Any, Any]  # Any: a job of any types
 Function = Callable[[Context], Awaitable[Any]]  # Any: whatever it returns
 
 
-async def end_beside_another(store: Store, bad: AnyJob) -> Operation:
+async def end_beside_another(store: Store, bad: AnyJob, limits: Limits | None = None) -> Operation:
     """Run a job to its end beside another one, which must not notice."""
     story = Story()
 
@@ -53,7 +55,7 @@ async def end_beside_another(store: Store, bad: AnyJob) -> Operation:
         return "well"
 
     operations = Operations(store)
-    async with Worker(store, [bad, sibling]) as worker:
+    async with Worker(store, [bad, sibling], limits=limits) as worker:
         other = await operations.start(sibling)
         await story.heard("sibling runs")
         operation = await ended(operations, (await operations.start(bad)).name)
@@ -197,7 +199,9 @@ STRANGE: dict[str, Callable[[], BaseException]] = {
     "details with a lone surrogate": lambda: details({"@type": "x", "value": "\ud800"}),
     "details of text": lambda: details(SECRET),
     "details of objects": lambda: details(object()),
+    "details with U+0000": lambda: details({"@type": "x", "value": "\0"}),
     "message that is no text": lambda: message(5),
+    "message with U+0000": lambda: message(f"{SECRET}\0"),
     "message with a lone surrogate": lambda: message(f"{SECRET}\ud800"),
     "status that raises": lambda: BadStatus(Code.DATA_LOSS, SECRET),
     "group nested 500 times": lambda: nested_group(500),
@@ -244,14 +248,63 @@ async def test_so_it_is_when_it_comes_alone_out_of_task_groups(store: Store) -> 
     assert (operation.error.code, operation.error.message) == (Code.OUT_OF_RANGE, "page 9 of 3")
 
 
-async def test_a_long_message_is_cut(store: Store) -> None:
+LONG = 60  # bytes
+HELP = "type.googleapis.com/google.rpc.Help"
+
+
+def info(**metadata: str) -> dict[str, Any]:  # Any: JSON
+    return {"@type": ERROR_INFO, "reason": "TORN", "metadata": metadata, "domain": "lro"}
+
+
+TOO_LONG: dict[str, tuple[OperationError, str, list[str]]] = {
+    "as long as it may be": (OperationError(Code.ABORTED, "x" * LONG), "x" * LONG, ["JOB_FAILED"]),
+    "one more": (OperationError(Code.ABORTED, "x" * (LONG + 1)), "x" * (LONG - 3) + "…", ["JOB_FAILED"]),
+    "far too long": (OperationError(Code.ABORTED, "x" * 50_000_000), "x" * (LONG - 3) + "…", ["JOB_FAILED"]),
+    "cut between two bytes": (OperationError(Code.ABORTED, "é" * LONG), "é" * (LONG // 2 - 2) + "…", ["JOB_FAILED"]),
+    "details that fit in part": (
+        OperationError(Code.ABORTED, "no", details=[{"@type": "a", "b": "x" * 99}, {"@type": "b"}, {"@type": "c"}]),
+        "no",
+        ["JOB_FAILED"],
+    ),
+    "metadata": (OperationError(Code.ABORTED, "no", reason="TORN", page="9" * 999), "no", ["TORN"]),
+    "a reason": (OperationError(Code.ABORTED, "no", reason="T" * 50_000), "no", ["T" * 63]),
+    "an ErrorInfo behind others": (
+        OperationError(Code.ABORTED, "no", details=[{"@type": HELP, "x": "y" * LONG}, info(page="9" * 999)]),
+        "no",
+        ["TORN"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TOO_LONG)
+async def test_an_error_that_is_too_long_is_cut_and_still_the_error(store: Store, what: str) -> None:
+    error, message, reasons = TOO_LONG[what]
+
     async def bad(ctx: Context) -> None:
-        raise OperationError(Code.ABORTED, "x" * 5000)
+        raise error
+
+    operation = await end_beside_another(store, job("tests.bad")(bad), Limits(error=LONG))
+
+    assert operation.error is not None
+    assert (operation.error.code, operation.error.message) == (Code.ABORTED, message)
+    assert len(operation.error.message.encode()) <= LONG
+    infos = [detail for detail in operation.error.details if detail["@type"] == ERROR_INFO]
+    assert [detail["reason"] for detail in infos] == reasons
+    assert len(operation.to_json()) < 2000
+
+
+async def test_details_that_fit_are_kept_whole(store: Store) -> None:
+    helped = {"@type": HELP, "links": [{"url": "https://books.example/" + "x" * 3000}]}
+
+    async def bad(ctx: Context) -> None:
+        raise OperationError(Code.ABORTED, "no", details=[helped, helped, {"@type": "small"}], page="9")
 
     operation = await end_beside_another(store, job("tests.bad")(bad))
 
     assert operation.error is not None
-    assert operation.error.message == "x" * 4096
+    assert [detail["@type"] for detail in operation.error.details] == [ERROR_INFO, HELP, "small"]
+    assert operation.error.details[0]["metadata"] == {"page": "9"}
+    assert operation.error.details[1] == helped
 
 
 def cycle() -> list[Any]:  # Any: itself
@@ -276,6 +329,9 @@ RETURNS: dict[str, tuple[Any, Callable[[], Any]]] = {  # Any: the declared type,
     "dict for a model": (Progress, lambda: {"pages_done": 1}),
     "model for nothing": (type(None), Progress),
     "lone surrogate": (str, lambda: SECRET + "\ud800"),
+    "U+0000": (dict, lambda: {"a": [SECRET + "\0"]}),
+    "U+0000 as a key": (dict, lambda: {"\0": SECRET}),
+    "integer of 65 bits": (int, lambda: 2**64),
     "object": (Any, object),
     "exception": (Any, lambda: ValueError(SECRET)),
 }
@@ -311,15 +367,79 @@ async def test_a_coroutine_is_no_result(store: Store) -> None:
     assert operation.error.reason == "RESULT_NOT_JSON"
 
 
-async def test_a_result_that_is_too_large_is_said_to_be(store: Store) -> None:
-    async def bad(ctx: Context) -> str:
-        return "x" * 50_000_000
+async def test_a_result_that_cannot_be_kept_is_told_by_its_place(store: Store) -> None:
+    async def bad(ctx: Context) -> dict[str, Any]:  # Any: JSON
+        return {"pages": ["one", {"title": SECRET + "\0"}]}
 
     operation = await end_beside_another(store, job("tests.bad")(bad))
 
     assert operation.error is not None
-    assert (operation.error.code, operation.error.reason) == (Code.RESOURCE_EXHAUSTED, "RESULT_TOO_LARGE")
-    assert "50,000,002 bytes" in operation.error.message
+    assert operation.error.message.endswith(
+        "can't be kept: it holds U+0000, which not every database keeps, in pages[1].title"
+    )
+    assert operation.error.details[0]["metadata"]["field"] == "pages[1].title"
+
+
+@pytest.mark.parametrize(("size", "reason"), [(100, None), (101, "RESULT_TOO_LARGE"), (50_000_000, "RESULT_TOO_LARGE")])
+async def test_a_result_that_is_too_large_is_said_to_be(store: Store, size: int, reason: str | None) -> None:
+    async def bad(ctx: Context) -> str:
+        return "x" * (size - 2)
+
+    operation = await end_beside_another(store, job("tests.bad")(bad), Limits(result=100))
+
+    if reason is None:
+        assert operation.response == "x" * (size - 2)
+        return
+    assert operation.error is not None
+    assert (operation.error.code, operation.error.reason) == (Code.RESOURCE_EXHAUSTED, reason)
+    assert f"{size:,} bytes of JSON, 100 are allowed" in operation.error.message
+    assert operation.response is None
+
+
+class Notes(BaseModel):
+    text: str = ""
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "reason"),
+    [
+        ("x" * 9, None, None),
+        ("x" * 10, Code.RESOURCE_EXHAUSTED, "PROGRESS_TOO_LARGE"),
+        ("x" * 5_000_000, Code.RESOURCE_EXHAUSTED, "PROGRESS_TOO_LARGE"),
+        ("\0", Code.INTERNAL, "PROGRESS_NOT_JSON"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+async def test_progress_that_cannot_be_kept_ends_a_job_that_lets_it(
+    store: Store, text: str, code: Code | None, reason: str | None
+) -> None:
+    async def bad(ctx: Context[Notes]) -> str:
+        await ctx.checkpoint(Notes(text="first"))
+        await ctx.checkpoint(Notes(text=text))
+        return "well"
+
+    operation = await end_beside_another(store, job("tests.bad", progress=Notes)(bad), Limits(progress=20))
+
+    if code is None:
+        assert (operation.response, operation.metadata["progress"]) == ("well", {"text": text})
+        return
+    assert operation.error is not None
+    assert (operation.error.code, operation.error.reason) == (code, reason)
+    assert operation.metadata["progress"] == {"text": "first"}
+
+
+async def test_reported_progress_that_cannot_be_kept_is_left_out(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def bad(ctx: Context[Notes]) -> str:
+        ctx.report(Notes(text=SECRET * 100))
+        return "well"
+
+    operation = await end_beside_another(store, job("tests.bad", progress=Notes)(bad), Limits(progress=20))
+
+    assert operation.response == "well"
+    assert "progress" not in operation.metadata
+    assert SECRET not in caplog.text
 
 
 async def test_a_job_that_cancels_its_own_task_and_returns_has_its_natural_end(store: Store) -> None:

@@ -23,7 +23,7 @@ from lro.clock import format_time
 from lro.errors import InvalidArgument
 from lro.filter import CHOICES, KINDS, MAX_BYTES, MAX_DEPTH, MAX_TERMS, parse
 from lro.lifecycle import Record, State
-from lro.operations import DEFAULT_PAGE, MAX_PAGE
+from lro.limits import Limits
 from lro.paging import MAX_AGE
 from lro.routes.system import SYSTEM_PARAMETERS
 from lro.status import Code, Status, error_info
@@ -256,4 +256,4 @@ async def test_a_walk_through_pages_meets_what_failed(store: Store) -> None:
     assert found == ["operations/c"]
     assert [one async for one in module.failed_since(Operations(store), format_time(NOW + 1))] == []
     assert f"{LOOKS_AT:,} operations" in section("Pages")
-    assert (MAX_AGE.days, DEFAULT_PAGE, MAX_PAGE) == (3, 50, 1000)
+    assert (MAX_AGE.days, Limits().default_page_size, Limits().page_size) == (3, 50, 1000)

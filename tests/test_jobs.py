@@ -62,7 +62,7 @@ async def test_a_function_without_annotations_is_a_job_with_any_json_result() ->
     counted = job("books.count")(count)
 
     assert counted.progress is None
-    assert counted.result.dump({"books": 3}) == '{"books":3}'
+    assert counted.result.dump({"books": 3}, 100, 2) == '{"books":3}'
 
 
 @pytest.mark.parametrize("name", ["a", "books", "books.render", "a1_b.c_2", "a" * 63])

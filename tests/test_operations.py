@@ -31,6 +31,7 @@ from lro.errors import (
     Unimplemented,
 )
 from lro.lifecycle import Record
+from lro.limits import Limits
 from lro.principal import Principal, Scope
 from lro.status import BAD_REQUEST, Code
 from lro.store import Store
@@ -207,7 +208,7 @@ async def test_params_that_are_too_large_or_no_json_are_refused(operations: Oper
         ({"timeout": timedelta(microseconds=-1)}, "timeout"),
         ({"grace": timedelta(microseconds=-1)}, "grace"),
         ({"ttl": timedelta(microseconds=-1)}, "ttl"),
-        ({"request_id": "x" * 1025}, "requestId"),
+        ({"request_id": "x" * 129}, "requestId"),
         ({"request_id": "\ud800"}, "requestId"),
         ({"target": "a\0b"}, "target"),
         ({"target": "x" * 1025}, "target"),
@@ -747,7 +748,7 @@ async def test_a_wait_ends_with_the_operation(operations: Operations) -> None:
 
 
 async def test_a_wait_whose_time_is_up_returns_the_state_so_far(store: Store) -> None:
-    operations = Operations(store, max_wait=SOON)
+    operations = Operations(store, limits=Limits(wait=SOON))
     name = (await operations.start(bare)).name
 
     with anyio.fail_after(PATIENCE):
@@ -794,7 +795,7 @@ async def test_a_shutdown_ends_all_waits_with_the_state_so_far(operations: Opera
 
 
 async def test_one_wait_too_many_returns_at_once(store: Store) -> None:
-    operations = Operations(store, max_waits=1)
+    operations = Operations(store, limits=Limits(waits=1))
     name = (await operations.start(bare)).name
 
     with anyio.fail_after(PATIENCE):

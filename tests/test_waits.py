@@ -18,6 +18,7 @@ import pytest
 
 from lro import Context, Operation, Operations, Worker, job
 from lro.errors import NotFound
+from lro.limits import Limits
 from lro.store.hints import Watch
 from lro.store.sqlite import SQLiteStore
 from tests.jobs import PATIENCE, until
@@ -219,7 +220,7 @@ class House:
 
     def __init__(self, store: SQLiteStore, operation: Operation) -> None:
         self.store = store
-        self.operations = Operations(store, max_wait=timedelta(hours=1), max_waits=CLIENTS)
+        self.operations = Operations(store, limits=Limits(wait=timedelta(hours=1), waits=CLIENTS))
         self.name = operation.name
 
     def is_empty(self) -> bool:

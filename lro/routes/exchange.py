@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from inspect import isawaitable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import anyio
 from starlette.requests import Request
@@ -16,19 +16,19 @@ from starlette.types import Receive, Scope
 
 from lro.errors import InvalidArgument, LROError, PermissionDenied, Unauthenticated, Unavailable, invalid_fields
 from lro.payload import parse
-from lro.principal import Authorization, Principal
+from lro.principal import Authorization, Permission, Principal, denied
 from lro.principal import Scope as Visible
 from lro.routes.answer import TooLarge, UnknownEncoding
 from lro.routes.fields import lower_camel
 from lro.routes.mask import Shape
+from lro.routes.rules import Rules
 from lro.routes.system import SYSTEM_PARAMETERS, Form, form_of, mask_header
 
 __all__ = ["Exchange", "authenticate"]
 
 log = logging.getLogger("lro.routes")
 
-MAX_BODY = 1024 * 1024  # bytes
-BODY_SECONDS = 10.0
+T = TypeVar("T")
 
 
 async def authenticate(auth: Authorization, request: Request) -> Principal:
@@ -40,7 +40,7 @@ async def authenticate(auth: Authorization, request: Request) -> Principal:
     """
     with _hooks():
         who = auth.authenticate(request)
-        principal = await who if isawaitable(who) else who
+        principal = _checked("authenticate", await who if isawaitable(who) else who, Principal)
     if principal is None:
         raise Unauthenticated
     return principal
@@ -58,21 +58,27 @@ def _hooks() -> Generator[None]:
         raise Unavailable("the caller can't be checked now", reason="AUTHORIZATION_UNAVAILABLE") from error
 
 
+def _checked(hook: str, answer: object, kind: type[T]) -> T | None:
+    """Return what a hook answered; anything that is not meant to let a call in does not."""
+    if answer is None or isinstance(answer, kind):
+        return answer
+    msg = f"{hook} returned {type(answer).__name__}, not a {kind.__name__} or None"
+    raise TypeError(msg)
+
+
 class Exchange:
     """A request, and what the handlers need of it.
 
     Args:
         scope: Starlette's own, as is the next.
         receive: See above.
-        auth: The two hooks.
-        lenient: Ignore parameters and body members that are not known, instead of refusing them.
+        rules: How the service takes calls.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, auth: Authorization, *, lenient: bool = False) -> None:
+    def __init__(self, scope: Scope, receive: Receive, rules: Rules) -> None:
         self.request = Request(scope, receive)
         self._receive = receive
-        self._auth = auth
-        self._lenient = lenient
+        self._rules = rules
         self._form: Form | None = None
         self.principal = Principal()
 
@@ -81,19 +87,25 @@ class Exchange:
         """The HTTP method."""
         return self.request.method
 
-    async def authorize(self, permission: str, resource: str) -> Visible:
+    async def authorize(self, permission: Permission, resource: str, *, names_operation: bool = False) -> Visible:
         """Ask the hooks, and return what the call may touch (AIP-211: before anything is validated).
 
+        Args:
+            permission: What the call needs.
+            resource: What it is for.
+            names_operation: Whether that is one operation, whose existence a refusal may have to hide.
+
         Raises:
-            Unauthenticated, PermissionDenied: They refuse.
+            Unauthenticated, PermissionDenied, NotFound: They refuse.
             Unavailable: They fail.
         """
-        self.principal = await authenticate(self._auth, self.request)
+        auth = self._rules.auth
+        self.principal = await authenticate(auth, self.request)
         with _hooks():
-            visible = await self._auth.authorize(self.principal, permission, resource)
+            answer = auth.authorize(self.principal, permission, resource)
+            visible = _checked("authorize", await answer if isawaitable(answer) else answer, Visible)
         if visible is None:
-            msg = f"Permission '{permission}' denied on resource '{resource}' (or it might not exist)."
-            raise PermissionDenied(msg, permission=permission, name=resource)
+            raise self._rules.refusal(resource, permission, None) if names_operation else denied(permission, resource)
         return visible
 
     def check_origin(self) -> None:
@@ -105,6 +117,8 @@ class Exchange:
         headers = self.request.headers
         site = headers.get("sec-fetch-site", "none")
         origin = headers.get("origin")
+        if origin in self._rules.origins:
+            return
         foreign = origin is not None and origin.partition("://")[2] != headers.get("host", "")
         if site not in ("same-origin", "none") or foreign:
             raise PermissionDenied("a page of another site may not do this", reason="CROSS_SITE")
@@ -136,7 +150,7 @@ class Exchange:
             elif key not in SYSTEM_PARAMETERS:
                 unknown.append(key)
         self._refuse(unknown, twice, "is no parameter of this method")
-        self._form = form_of(system, header, shape, lenient=self._lenient)
+        self._form = form_of(system, header, shape, lenient=self._rules.lenient)
         return {name: value for name, value in found.items() if value}
 
     async def body(self, allowed: Collection[str]) -> dict[str, Any]:  # Any: JSON
@@ -150,7 +164,7 @@ class Exchange:
             return {}
         self._check_kind()
         try:
-            value: object = parse(raw)
+            value: object = parse(raw, self._rules.limits.depth)
         except (ValueError, RecursionError) as error:
             raise InvalidArgument(f"the body is not valid JSON: {error}", reason="INVALID_BODY") from error
         if not isinstance(value, dict):
@@ -174,7 +188,7 @@ class Exchange:
         if wrong:
             raise invalid_fields(wrong, reason="INVALID_ARGUMENT")
         wrong = [(name, what) for name in unknown]
-        if wrong and not self._lenient:
+        if wrong and not self._rules.lenient:
             raise invalid_fields(wrong, reason="UNKNOWN_FIELD")
 
     def _check_kind(self) -> None:
@@ -191,17 +205,19 @@ class Exchange:
 
     async def _read(self) -> bytes:
         chunks: list[bytes] = []
-        size = 0
+        size, limit = 0, self._rules.limits.body
+        seconds = self._rules.limits.body_time.total_seconds()
         try:
-            with anyio.fail_after(BODY_SECONDS):
+            with anyio.fail_after(seconds):
                 async for chunk in self.request.stream():
                     size += len(chunk)
-                    if size > MAX_BODY:
-                        msg = f"the body is larger than {MAX_BODY:,} bytes"
-                        raise TooLarge(msg, reason="BODY_TOO_LARGE", limit=str(MAX_BODY))
+                    if size > limit:
+                        msg = f"the body is larger than {limit:,} bytes"
+                        raise TooLarge(msg, reason="BODY_TOO_LARGE", limit=str(limit))
                     chunks.append(chunk)
         except TimeoutError as error:
-            raise InvalidArgument(f"the body took longer than {BODY_SECONDS} s", reason="BODY_TIMEOUT") from error
+            msg = f"the body took longer than {seconds:g} s"
+            raise InvalidArgument(msg, reason="BODY_TIMEOUT", seconds=f"{seconds:g}") from error
         return b"".join(chunks)
 
     def respond(self, body: bytes, headers: Mapping[str, str] | None = None) -> Response:

@@ -9,6 +9,7 @@ from lro.errors import Unavailable
 from lro.principal import AllowAnonymous
 from lro.routes.exchange import Exchange
 from lro.routes.routing import Handler, JsonRoute
+from lro.routes.rules import Rules
 
 __all__ = ["health_routes"]
 
@@ -32,4 +33,4 @@ def health_routes(ready: Callable[[], bool], *, domain: str = "lro") -> list[Bas
         return Response(b"{}", media_type="application/json")
 
     handlers: Mapping[str, Mapping[str, Handler]] = {"/healthz": {"GET": healthz}, "/readyz": {"GET": readyz}}
-    return [JsonRoute(handlers.get, AllowAnonymous(), domain)]
+    return [JsonRoute(handlers.get, Rules(AllowAnonymous()), domain)]

@@ -1,7 +1,7 @@
 """Jobs over REST, for services without endpoints of their own (AIP-152): list, get, run."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,10 @@ from lro.principal import Authorization
 from lro.routes.exchange import Exchange
 from lro.routes.fields import boolean_of, duration_of, integer_of, text_of, time_of
 from lro.routes.mask import Shape
-from lro.routes.operations import OPERATION, UnknownFields, check_auth, is_lenient, operation_headers
+from lro.routes.operations import OPERATION, operation_headers
 from lro.routes.path import check_name, decode
 from lro.routes.routing import Fallback, Handler, JsonRoute
+from lro.routes.rules import UnknownFields, rules_of
 
 __all__ = ["job_routes"]
 
@@ -28,6 +29,7 @@ def job_routes(
     jobs: Iterable[Job[Any, Any, Any]],  # Any: jobs of any types
     auth: Authorization,
     unknown_fields: UnknownFields = "reject",
+    allowed_origins: Collection[str] = (),
 ) -> list[BaseRoute]:
     """Return routes that start jobs: `GET jobs`, `GET jobs/{job}`, `POST jobs/{job}:run`.
 
@@ -38,15 +40,15 @@ def job_routes(
         jobs: The jobs that clients may start.
         auth: Who may do what; `AllowAnonymous()` for everybody everything.
         unknown_fields: "ignore" to let parameters and body members pass that no method knows.
+        allowed_origins: Whose pages may start jobs from a browser; see operation_routes.
 
     Raises:
         TypeError: auth has not the two hooks.
-        ValueError: unknown_fields has another word.
+        ValueError: unknown_fields has another word, or an origin is none.
     """
-    check_auth(auth)
-    lenient = is_lenient(unknown_fields)
+    rules = rules_of(auth, limits=operations.limits, unknown_fields=unknown_fields, allowed_origins=allowed_origins)
     routes = _JobRoutes(operations, {job.name: job for job in jobs})
-    return [JsonRoute(routes.pick, auth, operations.domain, lenient=lenient), Fallback(operations.domain)]
+    return [JsonRoute(routes.pick, rules, operations.domain), Fallback(operations.domain)]
 
 
 _JOB: Shape = {

@@ -13,13 +13,14 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from lro.jobs import Job
-from lro.operations import MAX_TEXT
+from lro.limits import Limits
 from lro.payload import Codec, json_schemas
 from lro.principal import Authorization
 from lro.resource import ID_PATTERN, is_message, operation_schema
 from lro.routes.exchange import Exchange
-from lro.routes.operations import METHODS, UnknownFields, check_auth, is_lenient
+from lro.routes.operations import METHODS
 from lro.routes.routing import Fallback, Handler, JsonRoute
+from lro.routes.rules import UnknownFields, rules_of
 from lro.status import Code
 
 __all__ = ["openapi_document", "openapi_routes"]
@@ -47,6 +48,7 @@ def openapi_routes(
     domain: str = "lro",
     methods: Collection[str] = METHODS,
     unknown_fields: UnknownFields = "reject",
+    limits: Limits | None = None,
 ) -> list[BaseRoute]:
     """Return `GET openapi.json`, for who may list the jobs.
 
@@ -56,38 +58,42 @@ def openapi_routes(
         domain: For the ErrorInfo of errors, and the document's title.
         methods: See operation_routes, as for the next.
         unknown_fields: Whether unknown parameters are refused.
+        limits: Those of the service.
 
     Raises:
         TypeError: auth has not the two hooks.
     """
-    check_auth(auth)
-    known = {job.name: job for job in jobs}
+    rules = rules_of(auth, limits=limits, unknown_fields=unknown_fields)
+    known, bounds = {job.name: job for job in jobs}, limits or Limits()
 
     async def get(exchange: Exchange) -> Response:
         await exchange.authorize("jobs.list", "jobs")
         exchange.query(())
         server = exchange.request.scope.get("root_path", "") or "/"
-        document = openapi_document(known, title=domain, server=server, methods=methods)
+        document = openapi_document(known, bounds, title=domain, server=server, methods=methods)
         return exchange.respond(json.dumps(document, separators=(",", ":")).encode())
 
     handlers: Mapping[str, Mapping[str, Handler]] = {PATH: {"GET": get}}
-    return [JsonRoute(handlers.get, auth, domain, lenient=is_lenient(unknown_fields)), Fallback(domain)]
+    return [JsonRoute(handlers.get, rules, domain), Fallback(domain)]
 
 
-def openapi_document(jobs: Jobs, *, title: str, server: str, methods: Collection[str] = METHODS) -> Json:
+def openapi_document(
+    jobs: Jobs, limits: Limits, *, title: str, server: str, methods: Collection[str] = METHODS
+) -> Json:
     """Return the document, as JSON values.
 
     Args:
         jobs: The jobs that can be started, by name.
+        limits: What clients must keep to.
         title: What the service is called.
         server: The URL, or the path, that the document's paths go on from.
         methods: Those of operations that are offered.
     """
     types, definitions = _types(jobs)
     paths: dict[str, Json] = {
-        "/operations": {"get": _LIST},
+        "/operations": {"get": _list(limits)},
         "/operations/{operation}": {"get": _GET, "delete": _DELETE},
-        "/operations/{operation}:cancel": {"post": _CANCEL},
+        "/operations/{operation}:cancel": {"post": _cancel(limits)},
         "/operations/{operation}:wait": {"post": _WAIT},
     }
     offered = {f"operations.{method}" for method in methods}
@@ -103,7 +109,7 @@ def openapi_document(jobs: Jobs, *, title: str, server: str, methods: Collection
                 for path, item in paths.items()
                 if item
             },
-            **{f"/jobs/{name}:run": {"post": _run(job, types, methods)} for name, job in jobs.items()},
+            **{f"/jobs/{name}:run": {"post": _run(job, types, limits, methods)} for name, job in jobs.items()},
         },
         "components": {
             "schemas": {**definitions, OPERATION: _operation(), ERROR: _ERROR},
@@ -141,14 +147,21 @@ def _narrowed(schema: Any) -> Any:  # Any: JSON
     return narrowed
 
 
-def _run(job: Job[Any, Any, Any], types: Mapping[str, Json], methods: Collection[str]) -> Json:  # Any: of any types
+def _run(
+    job: Job[Any, Any, Any],  # Any: a job of any types
+    types: Mapping[str, Json],
+    limits: Limits,
+    methods: Collection[str],
+) -> Json:
     fields: Json = {
-        "requestId": _text("Repeating the call with it within 24 hours returns the same operation (AIP-155)"),
+        "requestId": _text(
+            limits.request_id, "Repeating the call with it within 24 hours returns the same operation (AIP-155)"
+        ),
         "validateOnly": {"type": "boolean", "description": "Check all of it, and start nothing (AIP-163)"},
         "scheduleTime": {**_TIME, "description": "Not to be run before"},
         "priority": {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1, "description": "Higher runs first"},
         "timeout": {**_DURATION, "description": "From now, or from scheduleTime, to its deadline"},
-        "target": _text("The resource that it works on"),
+        "target": _text(limits.target, "The resource that it works on"),
         "ttl": {**_DURATION, "description": "How long it is kept after its end"},
     }
     needed: list[str] = []
@@ -221,6 +234,43 @@ def _method(verb: str, summary: str, about: str, schema: Json, *parameters: Json
     return described if body is None else {**described, "requestBody": {"content": _content(_object(body))}}
 
 
+def _list(limits: Limits) -> Json:
+    page = {
+        "type": "object",
+        "properties": {
+            "operations": {"type": "array", "items": _ref(OPERATION)},
+            "nextPageToken": {"type": "string"},
+        },
+        "additionalProperties": False,
+    }
+    size = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+    return _method(
+        "list",
+        "List operations, newest first",
+        "A page, which may be short; nextPageToken leads to the next one, and is missing at the end",
+        page,
+        _parameter("filter", "query", {"type": "string", "maxLength": limits.filter}, "Which operations (AIP-160)"),
+        _parameter("pageSize", "query", size, f"At most so many; 0 for {limits.default_page_size}"),
+        _parameter(
+            "pageToken",
+            "query",
+            {"type": "string", "maxLength": limits.page_token},
+            "The nextPageToken of the page before",
+        ),
+        _parameter("returnPartialSuccess", "query", {"type": "boolean", "const": False}, "Not supported: false"),
+    )
+
+
+def _cancel(limits: Limits) -> Json:
+    return _method(
+        "cancel",
+        "Ask for an operation to be cancelled",
+        "The request is on record; whether the operation ends as CANCELLED is seen there",
+        _EMPTY,
+        body={"reason": _text(limits.reason, "Why, for the job and the metadata")},
+    )
+
+
 def _parameter(name: str, where: str, schema: Json, about: str) -> Json:
     return {"name": name, "in": where, "required": where == "path", "schema": schema, "description": about}
 
@@ -241,8 +291,8 @@ def _ref(name: str) -> Json:
     return {"$ref": SCHEMAS + name}
 
 
-def _text(about: str) -> Json:
-    return {"type": "string", "maxLength": MAX_TEXT, "pattern": r"^[^\u0000]*$", "description": about}
+def _text(longest: int, about: str) -> Json:
+    return {"type": "string", "maxLength": longest, "pattern": r"^[^\u0000]*$", "description": about}
 
 
 _ABOUT = (
@@ -261,34 +311,8 @@ _OPERATION = _parameter(
     "operation", "path", {"type": "string", "pattern": ID_PATTERN}, "The last segment of the operation's name"
 )
 _EMPTY: Json = {"type": "object", "maxProperties": 0}
-_LIST = _method(
-    "list",
-    "List operations, newest first",
-    "A page, which may be short; nextPageToken leads to the next one, and is missing at the end",
-    {
-        "type": "object",
-        "properties": {
-            "operations": {"type": "array", "items": _ref(OPERATION)},
-            "nextPageToken": {"type": "string"},
-        },
-        "additionalProperties": False,
-    },
-    _parameter("filter", "query", {"type": "string", "maxLength": 2048}, "Which operations (AIP-160)"),
-    _parameter(
-        "pageSize", "query", {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, "At most so many; 0 for 50"
-    ),
-    _parameter("pageToken", "query", {"type": "string", "maxLength": 1024}, "The nextPageToken of the page before"),
-    _parameter("returnPartialSuccess", "query", {"type": "boolean", "const": False}, "Not supported: false"),
-)
 _GET = _method("get", "Look at an operation", "The operation as it is now", _ref(OPERATION))
 _DELETE = _method("delete", "Forget an operation", "It is hidden; what has not ended goes on", _EMPTY)
-_CANCEL = _method(
-    "cancel",
-    "Ask for an operation to be cancelled",
-    "The request is on record; whether the operation ends as CANCELLED is seen there",
-    _EMPTY,
-    body={"reason": _text("Why, for the job and the metadata")},
-)
 _WAIT = _method(
     "wait",
     "Wait for the end of an operation",

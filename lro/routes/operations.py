@@ -6,7 +6,6 @@ Decides which path and method is which call, and what each takes. What the calls
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
-from typing import Literal
 
 import anyio
 from starlette.responses import Response
@@ -15,7 +14,7 @@ from starlette.routing import BaseRoute
 from lro.errors import LROError, Unimplemented, invalid
 from lro.lifecycle import Record
 from lro.operations import Operations
-from lro.principal import Authorization, Scope
+from lro.principal import Authorization, Permission, Scope
 from lro.resource import Operation, etag
 from lro.routes.answer import RETRY_SECONDS
 from lro.routes.exchange import Exchange
@@ -23,12 +22,11 @@ from lro.routes.fields import duration_of, integer_of, text_of
 from lro.routes.mask import Shape
 from lro.routes.path import check_name, decode
 from lro.routes.routing import Fallback, Handler, JsonRoute, Off
+from lro.routes.rules import UnknownFields, rules_of
 
-__all__ = ["METHODS", "OPERATION", "UnknownFields", "operation_headers", "operation_routes"]
+__all__ = ["METHODS", "OPERATION", "operation_headers", "operation_routes"]
 
 METHODS = frozenset({"get", "list", "cancel", "delete", "wait"})
-
-UnknownFields = Literal["reject", "ignore"]
 
 OPERATION: Shape = {
     "name": {},
@@ -48,6 +46,7 @@ def operation_routes(
     auth: Authorization,
     methods: Collection[str] = METHODS,
     unknown_fields: UnknownFields = "reject",
+    allowed_origins: Collection[str] = (),
 ) -> list[BaseRoute]:
     """Return the routes of the operations, for a Mount at the version prefix: `Mount("/v1", routes=...)`.
 
@@ -61,41 +60,25 @@ def operation_routes(
             501 UNIMPLEMENTED.
         unknown_fields: "ignore" to let parameters and body members pass that no method knows, instead of
             answering 400.
+        allowed_origins: Whose pages may cancel and delete from a browser, as in `https://app.example.com`; those of
+            the service's own host may anyway.
 
     Raises:
         TypeError: auth has not the two hooks.
-        ValueError: methods or unknown_fields has another word.
+        ValueError: methods or unknown_fields has another word, or an origin is none.
     """
-    check_auth(auth)
+    rules = rules_of(
+        auth,
+        limits=operations.limits,
+        unknown_fields=unknown_fields,
+        allowed_origins=allowed_origins,
+        refusal=operations.refusal,
+    )
     if isinstance(methods, str) or not METHODS.issuperset(methods):
         msg = f"methods={methods!r}: give some of {', '.join(sorted(METHODS))}"
         raise ValueError(msg)
     routes = _OperationRoutes(operations, methods)
-    lenient = is_lenient(unknown_fields)
-    return [JsonRoute(routes.pick, auth, operations.domain, lenient=lenient), Fallback(operations.domain)]
-
-
-def check_auth(auth: object) -> None:
-    """Refuse what can't be `auth=`.
-
-    Raises:
-        TypeError: It has not the two hooks.
-    """
-    if not callable(getattr(auth, "authenticate", None)) or not callable(getattr(auth, "authorize", None)):
-        msg = f"auth={auth!r}: give an object with authenticate and authorize, or AllowAnonymous() for no checks"
-        raise TypeError(msg)
-
-
-def is_lenient(unknown_fields: str) -> bool:
-    """Return whether unknown parameters and body members are to be ignored.
-
-    Raises:
-        ValueError: It is neither "reject" nor "ignore".
-    """
-    if unknown_fields not in ("reject", "ignore"):
-        msg = f"unknown_fields={unknown_fields!r}: use 'reject' or 'ignore'"
-        raise ValueError(msg)
-    return unknown_fields == "ignore"
+    return [JsonRoute(routes.pick, rules, operations.domain), Fallback(operations.domain)]
 
 
 _PATH = re.compile(r"/(?P<name>(?P<parent>(?:[^/]*/[^/]*/)*)operations(?P<rest>/.*)?)", re.DOTALL)
@@ -130,13 +113,13 @@ class _OperationRoutes:
         return {"POST": self._handler("operations.wait", self._wait, decode(name))} if verb == "wait" else None
 
     def _handler(
-        self, permission: str, handler: Callable[[str, Exchange], Awaitable[Response | None]], name: str
+        self, permission: Permission, handler: Callable[[str, Exchange], Awaitable[Response | None]], name: str
     ) -> Handler:
         return partial(handler, name) if permission in self._offered else Off(permission, name)
 
-    async def _admit(self, permission: str, name: str, exchange: Exchange) -> Scope:
+    async def _admit(self, permission: Permission, name: str, exchange: Exchange) -> Scope:
         """Return what the call may touch, of an operation whose name may be one."""
-        visible = await exchange.authorize(permission, name)
+        visible = await exchange.authorize(permission, name, names_operation=True)
         check_name(name)
         return visible
 
@@ -209,7 +192,7 @@ class _OperationRoutes:
 
             group.start_soon(watch_client)
             try:
-                answer = await self._operations.wait(name, timeout, scope=visible)
+                answer = await self._operations.wait(name, timeout, scope=visible, principal=exchange.principal)
             except LROError as error:
                 answer = error  # raised below: out of the task group it would come in an exception group
             group.cancel_scope.cancel()

@@ -11,10 +11,11 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from lro.errors import NotFound, Unimplemented
-from lro.principal import Authorization
+from lro.principal import Permission
 from lro.routes.answer import error_response, status_response
 from lro.routes.exchange import Exchange
 from lro.routes.path import relative_path, sent_path
+from lro.routes.rules import Rules
 from lro.status import Code, Status, error_info
 
 __all__ = ["Fallback", "Handler", "JsonRoute", "Off"]
@@ -32,13 +33,14 @@ class Off:
         resource: What it is called for.
     """
 
-    def __init__(self, permission: str, resource: str) -> None:
-        self._permission = permission
+    def __init__(self, permission: Permission, resource: str) -> None:
+        self._permission: Permission = permission
         self._resource = resource
 
     async def __call__(self, exchange: Exchange) -> Response:
         """Refuse the call."""
-        await exchange.authorize(self._permission, self._resource)
+        names_operation = self._permission != "operations.list"
+        await exchange.authorize(self._permission, self._resource, names_operation=names_operation)
         msg = f"this service does not offer {self._permission}"
         raise Unimplemented(msg, reason="METHOD_NOT_OFFERED", method=self._permission)
 
@@ -48,23 +50,14 @@ class JsonRoute(BaseRoute):
 
     Args:
         pick: Given the relative path as it was sent, returns the handlers by method; None if it is not ours.
-        auth: The two hooks.
+        rules: How calls are taken.
         domain: For the ErrorInfo of errors.
-        lenient: Ignore parameters and body members that are not known, instead of refusing them.
     """
 
-    def __init__(
-        self,
-        pick: Callable[[str], Mapping[str, Handler] | None],
-        auth: Authorization,
-        domain: str,
-        *,
-        lenient: bool = False,
-    ) -> None:
+    def __init__(self, pick: Callable[[str], Mapping[str, Handler] | None], rules: Rules, domain: str) -> None:
         self._pick = pick
-        self._auth = auth
+        self._rules = rules
         self._domain = domain
-        self._lenient = lenient
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match the paths that are ours, whatever the method."""
@@ -79,7 +72,7 @@ class JsonRoute(BaseRoute):
         response: Response | None
         if handler is not None:
             try:
-                response = await handler(Exchange(scope, receive, self._auth, lenient=self._lenient))
+                response = await handler(Exchange(scope, receive, self._rules))
             except ClientDisconnect:
                 return
             except Exception as error:

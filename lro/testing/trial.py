@@ -18,6 +18,7 @@ from lro.attempt import Attempt
 from lro.clock import micros
 from lro.jobs import Job
 from lro.lifecycle import CancelOutcome, Facts, Outcome, Raised, Record, State, StopReason, Unwound
+from lro.limits import Limits
 from lro.operations import Operations
 from lro.principal import Principal
 from lro.resource import Operation
@@ -72,6 +73,7 @@ async def run(
     attempt: int = 1,
     timeout: timedelta | None = None,
     principal: Principal | None = None,
+    limits: Limits | None = None,
 ) -> Run[ProgressT, ResultT]: ...
 @overload
 async def run(
@@ -85,6 +87,7 @@ async def run(
     attempt: int = 1,
     timeout: timedelta | None = None,
     principal: Principal | None = None,
+    limits: Limits | None = None,
 ) -> Run[ProgressT, ResultT]: ...
 async def run(
     job: Job[Any, Any, Any],  # Any: a job of any types
@@ -97,6 +100,7 @@ async def run(
     attempt: int = 1,
     timeout: timedelta | None = None,
     principal: Principal | None = None,
+    limits: Limits | None = None,
 ) -> Run[Any, Any]:
     """Run one attempt of a job, without a worker, and return what became of it.
 
@@ -115,6 +119,7 @@ async def run(
         attempt: Which attempt it is, from 1.
         timeout: The operation's, instead of the job's own.
         principal: Who started it.
+        limits: Those of your service, if they are not the default ones.
 
     Raises:
         InvalidArgument: The params or another argument are not valid.
@@ -124,11 +129,17 @@ async def run(
         if number is not None and number < 1:
             msg = f"{what}={number}: counted from 1"
             raise ValueError(msg)
-    clock = VirtualClock()
+    clock, bounds = VirtualClock(), limits or Limits()
     heard = _Heard()
     async with MemoryStore(clock=clock, sweeps=False) as store:
-        started = await Operations(store, clock=clock).start(job, params, timeout=timeout, principal=principal)
-        text = None if progress is None or job.progress is None else job.progress.dump(progress)
+        started = await Operations(store, limits=bounds, clock=clock).start(
+            job, params, timeout=timeout, principal=principal
+        )
+        text = (
+            None
+            if progress is None or job.progress is None
+            else job.progress.dump(progress, bounds.progress, bounds.depth)
+        )
 
         def earlier_attempts(record: Record, facts: Facts) -> Record:
             saved = record.progress if text is None else text
@@ -138,7 +149,9 @@ async def run(
         await store.join(WORKER, LEASE)
         (claimed,) = await store.claim(WORKER, [job.name], 1)
         stop = partial(_Stop, cancel_at=cancel_at, shutdown_at=shutdown_at, grace=claimed.grace)
-        tried = Attempt(_listening(job, heard), claimed, store, clock, anyio.CapacityLimiter(1), stop=stop)
+        tried = Attempt(
+            _listening(job, heard), claimed, store, clock, anyio.CapacityLimiter(1), limits=bounds, stop=stop
+        )
         outcome = await _run(tried, store, cancel_after)
         record = claimed
         if tried.stop.cancel_requested:

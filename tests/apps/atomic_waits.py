@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from lro import AllowAnonymous, Context, Service, job
+from lro.limits import Limits
 from lro.store.sqlite import SQLiteStore
 
 GO = Path("go")
@@ -24,8 +25,8 @@ async def park(ctx: Context) -> str:
     return "done"
 
 
-service = Service("sqlite:///waits.db", jobs=[park], auth=AllowAnonymous())
-service.operations._max_wait = timedelta(hours=1)  # no wait of these tests ends by itself
+limits = Limits(wait=timedelta(hours=1))  # no wait of these tests ends by itself
+service = Service("sqlite:///waits.db", jobs=[park], auth=AllowAnonymous(), limits=limits)
 
 
 async def waiting(request: Request) -> Response:

@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from lro import AllowAnonymous, Context, Principal, Service, job
+from lro.limits import Limits
 from lro.principal import Scope
 from lro.routes.openapi import openapi_document
 from tests.apps import shop
@@ -107,7 +108,7 @@ def test_messages_are_told_by_their_types() -> None:
     async def write(ctx: Context[Record]) -> Operation:
         raise NotImplementedError
 
-    document = openapi_document({"surgery.write": write}, title="t", server="/")
+    document = openapi_document({"surgery.write": write}, Limits(), title="t", server="/")
     validate(document)
     schema = run_of(document, "surgery.write")["responses"]["200"]["content"]["application/json"]["schema"]
     own = schema["allOf"][1]["properties"]
@@ -143,7 +144,7 @@ def test_every_reference_leads_somewhere_and_names_of_models_may_meet() -> None:
     async def second(ctx: Context, params: Any) -> None:
         raise NotImplementedError
 
-    document = openapi_document({"a": first, "b": second}, title="t", server="/")
+    document = openapi_document({"a": first, "b": second}, Limits(), title="t", server="/")
     validate(document)
     schemas = document["components"]["schemas"]
     assert {tuple(schema["properties"]) for name, schema in schemas.items() if "Book" in name} == {
@@ -175,7 +176,7 @@ async def test_it_is_for_who_may_list_the_jobs(url: str) -> None:
 
 def test_the_shop_of_the_schema_tests_has_all_kinds_of_schemas(tmp_path: Path) -> None:
     jobs = {job.name: job for job in (shop.bind, shop.nap, shop.lose, shop.add, shop.alone)}
-    document = openapi_document(jobs, title="shop", server="/")
+    document = openapi_document(jobs, Limits(), title="shop", server="/")
     validate(document)
     for target in references(document):
         found: Any = document  # Any: JSON

@@ -17,6 +17,7 @@ from starlette.types import Scope as Asgi
 
 from lro import AllowAnonymous, Context, Operations, Principal, Service, job
 from lro.lifecycle import Record
+from lro.limits import Limits
 from lro.principal import ANYTHING, Scope
 from lro.routes import operation_routes
 from lro.routes.path import MAX_NAME
@@ -37,7 +38,7 @@ async def store() -> AsyncIterator[MemoryStore]:  # nothing here needs a file
 
 @pytest.fixture
 async def operations(store: MemoryStore) -> Operations:
-    return Operations(store, max_wait=timedelta(milliseconds=1))
+    return Operations(store, limits=Limits(wait=timedelta(milliseconds=1)))
 
 
 @pytest.fixture
