@@ -1,5 +1,6 @@
 """Every block of Python in the docs runs and does what stands around it; every link leads somewhere."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -10,9 +11,11 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -34,6 +37,7 @@ from tests.servers import REPOSITORY
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 Load = Callable[[str], Any]  # Any: a module
+LoadFrom = Callable[[str, str], Any]
 
 
 def blocks(page: Path) -> dict[str, str]:
@@ -44,6 +48,20 @@ def blocks(page: Path) -> dict[str, str]:
         if code:
             found[section.splitlines()[0]] = "\n".join(code)
     return found
+
+
+@pytest.fixture
+def load_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadFrom:
+    """Run the blocks under a heading of a page as a module, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(page: str, heading: str) -> Any:  # Any: a module
+        module = types.ModuleType("shown")
+        monkeypatch.setitem(sys.modules, "shown", module)
+        exec(compile(blocks(REPOSITORY / "docs" / page)[heading], heading, "exec"), module.__dict__)
+        return module
+
+    return run
 
 
 @pytest.fixture
@@ -257,3 +275,27 @@ async def test_a_walk_through_pages_meets_what_failed(store: Store) -> None:
     assert [one async for one in module.failed_since(Operations(store), format_time(NOW + 1))] == []
     assert f"{LOOKS_AT:,} operations" in section("Pages")
     assert (MAX_AGE.days, Limits().default_page_size, Limits().page_size) == (3, 50, 1000)
+
+
+async def test_the_hooks_that_are_shown_let_in_whom_they_say(load_from: LoadFrom) -> None:
+    shown = load_from("security.md", "The two hooks")
+    transport = httpx2.ASGITransport(app=shown.app)
+    ann, ops = ({"authorization": f"Bearer s3cret-{who}"} for who in ("ann", "ops"))
+    async with shown.service, httpx2.AsyncClient(transport=transport, base_url="http://host/v1/") as client:
+        assert (await client.get("operations")).status_code == 401
+        name = (await client.post("jobs/books.render:run", headers=ops)).json()["name"]
+        assert (await client.get(name, headers=ann)).status_code == 403
+        assert (await client.get(name, headers=ops)).status_code == 200
+        assert (await client.delete(name, headers=ann)).status_code == 403
+
+
+def test_the_limits_are_told_as_they_are(load_from: LoadFrom) -> None:
+    assert load_from("security.md", "Limits").limits.pending_per_tenant == 500
+    text = (REPOSITORY / "docs" / "security.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \| (\d+)", text, re.MULTILINE))
+    values = {field.name: getattr(Limits(), field.name) for field in dataclasses.fields(Limits)}
+    as_text = {
+        name: f"{value.total_seconds():g}" if isinstance(value, timedelta) else str(value)
+        for name, value in values.items()
+    }
+    assert told == as_text
