@@ -35,7 +35,7 @@ REFUSALS: list[tuple[str, dict[str, Any], str, str]] = [
     # the client's exception, its transport's options, the operation that it gets, and the reason that it finds
     ("NotFound", {}, NOBODYS, "OPERATION_NOT_FOUND"),
     ("NotFound", bound("get", "/v1/{name=**}:frob"), NOBODYS, "ROUTE_NOT_FOUND"),
-    ("NotFound", bound("get", "/v1/{name=**}/nothing"), NOBODYS, "ROUTE_NOT_FOUND"),
+    ("NotFound", bound("get", "/v1/nothing/{name=**}"), NOBODYS, "ROUTE_NOT_FOUND"),
     ("MethodNotAllowed", bound("put", "/v1/{name=**}"), NOBODYS, "METHOD_NOT_ALLOWED"),
     ("BadRequest", bound("get", "/v1/{name=**}?frob=1"), NOBODYS, "UNKNOWN_FIELD"),
     ("Forbidden", {"path_prefix": "closed/v1"}, NOBODYS, "PERMISSION_DENIED"),

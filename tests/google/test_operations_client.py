@@ -1,7 +1,6 @@
 """Google's own client of google.longrunning.Operations, unmodified, against a real server."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -216,9 +215,6 @@ def test_a_store_that_is_away_for_a_moment_is_asked_again(service: Service, conn
     assert connect(path_prefix="failing/v1").get_operation(name).name == name
 
 
-with_filters = pytest.mark.skipif(find_spec("lro.filter") is None, reason="there are no filters yet")
-
-
 @pytest.fixture(scope="module")
 def filtered(service: Service) -> str:
     """Return a parent under which, the latest first, one operation was cancelled, one failed and one succeeded."""
@@ -231,7 +227,6 @@ def filtered(service: Service) -> str:
     return "projects/filtered"
 
 
-@with_filters
 @pytest.mark.parametrize(
     ("wanted", "verbs"),
     [
@@ -252,7 +247,6 @@ def test_a_list_may_be_filtered(
     assert [MessageToDict(one.metadata)["value"]["verb"] for one in found] == verbs
 
 
-@with_filters
 def test_a_filter_that_is_none_is_refused_with_a_reason(client: AbstractOperationsClient) -> None:
     with pytest.raises(exceptions.BadRequest, match="filter") as caught:
         client.list_operations("projects/p", "metadata.nonsense = 1")
