@@ -20,17 +20,24 @@ def reasons_in(source: str) -> Iterator[str]:
     """Return every reason that a module can give: its literals, whatever they are handed to."""
     for node in ast.walk(ast.parse(source)):
         match node:
-            case ast.Call(func=ast.Name(id="error_info"), args=[ast.Constant(value=str(reason)), *_]):
-                yield reason
-            case ast.Call(func=ast.Attribute(attr="_internal"), args=[ast.Constant(value=str(reason)), *_]):
-                yield reason
+            case ast.Call(func=ast.Name(id="error_info") | ast.Attribute(attr="_internal"), args=[first, *_]):
+                yield from _texts(first)
             case ast.keyword(arg="reason", value=value):
-                found = [one.value for one in ast.walk(value) if isinstance(one, ast.Constant)]
-                yield from (reason for reason in found if isinstance(reason, str) and reason)
+                yield from _texts(value)
             case ast.Assign(targets=[ast.Name(id="reason")], value=ast.Constant(value=str(reason))):
                 yield reason
             case ast.AnnAssign(target=ast.Name(id="reason"), value=ast.Constant(value=str(reason))):
                 yield reason
+
+
+def _texts(node: ast.expr) -> Iterator[str]:
+    """Return the texts that an expression may come to, those of both arms of a condition."""
+    match node:
+        case ast.Constant(value=str(text)) if text:
+            yield text
+        case ast.IfExp(body=body, orelse=orelse):
+            yield from _texts(body)
+            yield from _texts(orelse)
 
 
 def raised() -> dict[str, set[str]]:
@@ -52,12 +59,12 @@ def test_reasons_are_found_wherever_they_stand() -> None:
     source = """
 raise NotFound("x", reason="A_ONE" if x else "A_TWO")
 error_info("A_THREE", name="n")
-self._internal("A_FIVE", None)
+self._internal("A_FIVE" if x == "NO" else "A_SIX", None)
 class X:
     reason = "A_FOUR"
     other: str = "NOT_A_REASON"
 """
-    assert set(reasons_in(source)) == {"A_ONE", "A_TWO", "A_THREE", "A_FOUR", "A_FIVE"}
+    assert set(reasons_in(source)) == {"A_ONE", "A_TWO", "A_THREE", "A_FOUR", "A_FIVE", "A_SIX"}
 
 
 def test_reasons_have_the_form_that_aip_193_asks_for() -> None:

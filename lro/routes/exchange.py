@@ -14,8 +14,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from lro.errors import InvalidArgument, LROError, PermissionDenied, Unauthenticated, Unavailable, invalid_fields
-from lro.payload import parse
+from lro.errors import (
+    InvalidArgument,
+    LROError,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    invalid,
+    invalid_fields,
+)
+from lro.payload import PayloadError, parse
 from lro.principal import Authorization, Permission, Principal, denied
 from lro.principal import Scope as Visible
 from lro.routes.answer import TooLarge, UnknownEncoding
@@ -166,6 +174,8 @@ class Exchange:
         try:
             value: object = parse(raw, self._rules.limits.depth)
         except (ValueError, RecursionError) as error:
+            if isinstance(error, PayloadError) and error.place:
+                raise invalid(error.place, error.what, reason="INVALID_BODY") from error
             raise InvalidArgument(f"the body is not valid JSON: {error}", reason="INVALID_BODY") from error
         if not isinstance(value, dict):
             raise InvalidArgument("the body must be a JSON object", reason="INVALID_BODY")

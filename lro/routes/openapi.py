@@ -32,6 +32,7 @@ SCHEMAS = "#/components/schemas/"
 OPERATION, ERROR = "google.longrunning.Operation", "google.rpc.Error"  # no name of a model has a dot
 PATH = "/openapi.json"
 
+_NO_NUL = r"^[^\u0000]*$"
 _DURATION: Json = {"type": "string", "pattern": r"^[0-9]{1,11}(\.[0-9]{1,9})?s$", "examples": ["8s", "1.500s"]}
 _TIME: Json = {
     "type": "string",
@@ -133,7 +134,7 @@ def _types(jobs: Jobs) -> tuple[Mapping[str, Json], Mapping[str, Json]]:
 
 
 def _narrowed(schema: Any) -> Any:  # Any: JSON
-    """Return a schema whose integers have bounds: what has more than 64 bits is in no payload."""
+    """Return a schema that knows what no payload has: integers of more than 64 bits, and U+0000."""
     if isinstance(schema, list):
         return [_narrowed(member) for member in cast("list[object]", schema)]
     if not isinstance(schema, dict):
@@ -144,6 +145,8 @@ def _narrowed(schema: Any) -> Any:  # Any: JSON
             narrowed["minimum"] = -(2**63)
         if not narrowed.keys() & {"maximum", "exclusiveMaximum"}:
             narrowed["maximum"] = 2**64 - 1
+    if narrowed.get("type") == "string" and not narrowed.keys() & {"pattern", "format", "enum", "const"}:
+        narrowed["pattern"] = _NO_NUL
     return narrowed
 
 
@@ -164,10 +167,12 @@ def _run(
         "target": _text(limits.target, "The resource that it works on"),
         "ttl": {**_DURATION, "description": "How long it is kept after its end"},
     }
-    needed: list[str] = []
+    fields, needed = _optional(fields), False
     if job.params is not None:
-        fields["params"] = types[f"{job.name}:params"]
-        needed = ["params"] if any(field.is_required() for field in job.params.annotation.model_fields.values()) else []
+        params = types[f"{job.name}:params"]
+        needed = any(field.is_required() for field in job.params.annotation.model_fields.values())
+        fields |= {"params": params} if needed else _optional({"params": params})
+    must: Json = {"required": ["params"]} if needed else {}
     about = (job.__doc__ or "").strip()
     return {
         "operationId": f"run.{job.name}",
@@ -175,14 +180,18 @@ def _run(
         "summary": about.partition("\n")[0] or f"Start {job.name}",
         "description": about,
         "parameters": _system_parameters(),
-        "requestBody": {"required": bool(needed), "content": _content({**_object(fields), "required": needed})},
+        "requestBody": {"required": needed, "content": _content(_object(fields) | must)},
         "responses": _responses("The operation, which a worker runs", _operation_of(job, types), next_methods=methods),
     }
 
 
 def _operation() -> Json:
     """Return the schema of any Operation; `fields` may leave out what else is always there."""
-    return {key: value for key, value in operation_schema().items() if key != "required"}
+    schema = operation_schema()
+    error = schema["properties"]["error"]
+    for one in (schema, error):
+        del one["required"]
+    return schema
 
 
 def _operation_of(job: Job[Any, Any, Any], types: Mapping[str, Json]) -> Json:  # Any: a job of any types
@@ -231,7 +240,7 @@ def _method(verb: str, summary: str, about: str, schema: Json, *parameters: Json
         "parameters": [*parameters, *_system_parameters()],
         "responses": _responses(about, schema),
     }
-    return described if body is None else {**described, "requestBody": {"content": _content(_object(body))}}
+    return described if body is None else {**described, "requestBody": {"content": _content(_object(_optional(body)))}}
 
 
 def _list(limits: Limits) -> Json:
@@ -283,6 +292,16 @@ def _content(schema: Json) -> Json:
     return {"application/json": {"schema": schema}}
 
 
+def _optional(fields: Json) -> Json:
+    """Return the members of a request's body: null is not set, as in protobuf's JSON."""
+    return {
+        name: {**schema, "type": [schema["type"], "null"]}
+        if "type" in schema
+        else {"anyOf": [schema, {"type": "null"}]}
+        for name, schema in fields.items()
+    }
+
+
 def _object(properties: Json) -> Json:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
@@ -292,7 +311,7 @@ def _ref(name: str) -> Json:
 
 
 def _text(longest: int, about: str) -> Json:
-    return {"type": "string", "maxLength": longest, "pattern": r"^[^\u0000]*$", "description": about}
+    return {"type": "string", "maxLength": longest, "pattern": _NO_NUL, "description": about}
 
 
 _ABOUT = (
@@ -304,8 +323,8 @@ _SYSTEM_PARAMETERS: Mapping[str, Json] = {
     "fields": _parameter(
         "fields", "query", {"type": "string"}, "The fields to answer with, as in `name,done` (AIP-157)"
     ),
-    "alt": _parameter("alt", "query", {"enum": ["json", "json;enum-encoding=int"]}, "How the answer is written"),
-    "prettyPrint": _parameter("prettyPrint", "query", {"type": "boolean"}, "Indent the answer"),
+    "alt": _parameter("alt", "query", {"enum": ["json", "json;enum-encoding=int", ""]}, "How the answer is written"),
+    "prettyPrint": _parameter("prettyPrint", "query", {"enum": [True, False, ""]}, "Indent the answer"),
 }
 _OPERATION = _parameter(
     "operation", "path", {"type": "string", "pattern": ID_PATTERN}, "The last segment of the operation's name"

@@ -1,10 +1,9 @@
 """A service with jobs of all kinds, for clients that know nothing but its OpenAPI document."""
 
-from datetime import date
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from lro import AllowAnonymous, Code, Context, OperationError, Service, SyncContext, job
 
@@ -18,17 +17,21 @@ class Author(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=40)
-    born: date | None = None
+    height: float | None = Field(default=None, ge=0, le=3, strict=True)
 
 
 class Chapter(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     kind: Literal["chapter"]
-    pages: int = Field(ge=1, le=500)
+    pages: float = Field(ge=1, le=500, strict=True)
 
 
 class Picture(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     kind: Literal["picture"]
-    width: float = Field(gt=0, le=1000)
+    width: float = Field(gt=0, le=1000, strict=True)
 
 
 class Book(BaseModel):
@@ -38,7 +41,7 @@ class Book(BaseModel):
     authors: list[Author] = Field(default=[], max_length=5)
     parts: list[Annotated[Chapter | Picture, Field(discriminator="kind")]] = Field(default=[], max_length=8)
     binding: Binding = Binding.PAPER
-    notes: dict[str, bool | None] = Field(default={}, max_length=4)
+    flags: list[StrictBool | None] = Field(default=[], max_length=4)
 
 
 class Progress(BaseModel):
@@ -63,7 +66,7 @@ async def bind(ctx: Context[Progress], params: Book) -> Bound:
 class Nap(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    seconds: float = Field(default=0.01, ge=0, le=0.5)
+    seconds: float = Field(default=0.01, ge=0, le=0.5, strict=True)
 
 
 @job("naps.take")

@@ -364,6 +364,15 @@ def test_a_filter_finds_what_it_is_true_of_on_the_wire(connection: sqlite3.Conne
         assert {record.name for record in page.records} == expected, str(one)
 
 
+@pytest.mark.parametrize("pattern", ['"*"', '"a*"', '"*a"', '"a"'])
+def test_a_text_that_is_not_there_is_unlike_nothing(pattern: str, connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM operations")
+    connection.execute(statements.INSERT, _to_row(sample_record()))
+    for text in (f"error.message != {pattern}", f"metadata.lastError.message != {pattern}"):
+        assert not read_page(connection, PageQuery(filter=parse(text)), lambda: 0.0).records, text
+        assert read_page(connection, PageQuery(filter=parse(f"NOT {text}")), lambda: 0.0).records, text
+
+
 # -- what becomes of a filter's words
 
 HOSTILE = [
