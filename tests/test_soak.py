@@ -51,7 +51,7 @@ class Soak:
 
 
 def test_operations_leave_nothing_behind(tmp_path: Path) -> None:
-    rounds, a_round = (11, 5_000) if SOAK else (5, 1_000)
+    rounds, a_round = (11, 5_000) if SOAK else (5, 600)
     soak = Soak(tmp_path, "operations", rounds, a_round)
     first, last = soak.rounds[0], soak.rounds[-1]
     for one in soak.rounds:
@@ -76,7 +76,7 @@ def test_operations_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_operations_leave_no_memory_of_the_librarys_own(tmp_path: Path) -> None:
-    rounds, a_round = (6, 2_000) if SOAK else (3, 500)
+    rounds, a_round = (6, 2_000) if SOAK else (3, 300)
     soak = Soak(tmp_path, "operations", rounds, a_round, "traced")
     assert soak.growth("library") < 500, "bytes an operation that lro's own lines have allocated"
     assert soak.growth("traced") < 800, "bytes an operation in all"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.servers import REPOSITORY, Server
 
-EXAMPLES = int(os.environ.get("LRO_TEST_SCHEMA_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("LRO_TEST_SCHEMA_EXAMPLES", "10"))
 CONFIG = REPOSITORY / "tests" / "openapi" / "schemathesis.toml"
 
 

@@ -351,7 +351,7 @@ def connection() -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_filter_finds_what_it_is_true_of_on_the_wire(connection: sqlite3.Connection, data: st.DataObject) -> None:
     stored = data.draw(st.lists(records(), min_size=1, max_size=4))

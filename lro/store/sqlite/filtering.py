@@ -91,8 +91,8 @@ class Condition:
             case Comparison(field, "=", Pattern() as literal):
                 return self._matches(VALUES[field.path], literal)
             case Comparison(field, "!=", Pattern() as literal):
-                value = VALUES[field.path]
-                return f"({value} IS NOT NULL AND NOT ({self._matches(value, literal)}))"
+                text = VALUES[field.path]
+                return f"({text} IS NOT NULL AND NOT ({self._matches(text, literal)}))"
             case Comparison(field, operator, literal):
                 value = literal.text if isinstance(literal, Pattern) else literal
                 return f"({_value(field)}) {operator} {self._bind(value)}"
