@@ -12,9 +12,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from lro import AllowAnonymous, Context, Principal, Service, job
+from lro.lifecycle import CancelOutcome, State
 from lro.limits import Limits
 from lro.principal import Scope
 from lro.routes.openapi import openapi_document
+from lro.status import Code
 from tests.apps import shop
 
 Json = dict[str, Any]  # Any: JSON
@@ -182,6 +184,24 @@ def test_the_shop_of_the_schema_tests_has_all_kinds_of_schemas(tmp_path: Path) -
         found: Any = document  # Any: JSON
         for step in target.removeprefix("#/").split("/"):
             found = found[step]
+
+
+async def test_no_schema_closes_the_list_of_states(client: httpx2.AsyncClient) -> None:
+    """Generated clients would refuse a state that is new (AIP-216)."""
+    document = (await client.get("v1/openapi.json")).json()
+    closed = [value for schema in _objects(document) for value in (*schema.get("enum", ()), schema.get("const"))]
+
+    assert "NOT_FOUND" in closed, "the codes of errors are a closed list"
+    assert not ({*State, *CancelOutcome} - Code.__members__.keys()) & set(map(str, closed))
+
+
+def _objects(value: object) -> Iterator[Json]:
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for member in value:
+            yield from _objects(member)
 
 
 def _methods(path: Json) -> list[Json]:

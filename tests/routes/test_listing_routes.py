@@ -9,10 +9,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from lro import Context, Operations, Principal, job
+from lro.errors import Unavailable
 from lro.principal import ANYTHING, Scope
 from lro.routes import operation_routes
 from lro.status import BAD_REQUEST
-from lro.store import Store
+from lro.store import Page, PageQuery, Store
 
 
 @job("idle")
@@ -21,23 +22,31 @@ async def idle(ctx: Context) -> None:
 
 
 class Everybody:
-    """Hooks that know everybody by a header, and let everybody see everything."""
+    """Hooks that know everybody by a header, and let everybody but those who are out see everything."""
+
+    def __init__(self) -> None:
+        self.out: set[str] = set()
 
     def authenticate(self, request: Any) -> Principal:
         name, _, tenant = request.headers.get("x-user", "").partition("@")
         return Principal(name, tenant)
 
-    async def authorize(self, principal: Principal, permission: str, resource: str) -> Scope:
-        del principal, permission, resource
-        return ANYTHING
+    async def authorize(self, principal: Principal, permission: str, resource: str) -> Scope | None:
+        del permission, resource
+        return None if principal.id in self.out else ANYTHING
 
 
 @pytest.fixture
-async def client(store: Store) -> AsyncIterator[httpx2.AsyncClient]:
+def everybody() -> Everybody:
+    return Everybody()
+
+
+@pytest.fixture
+async def client(store: Store, everybody: Everybody) -> AsyncIterator[httpx2.AsyncClient]:
     operations = Operations(store)
     for target in ("books/a", "books/b", "books/ü c"):
         await operations.start(idle, target=target)
-    app = Starlette(routes=[Mount("/v1", routes=operation_routes(operations, auth=Everybody()))])
+    app = Starlette(routes=[Mount("/v1", routes=operation_routes(operations, auth=everybody))])
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://host/v1/") as client:
         yield client
 
@@ -92,6 +101,39 @@ async def test_a_page_token_is_of_use_to_its_caller_alone(client: httpx2.AsyncCl
     assert refusal(changed) == (400, "INVALID_PAGE_TOKEN", ["pageToken"])
     elsewhere = await client.get("projects/p/operations", params=query, headers={"x-user": "ann@books"})
     assert refusal(elsewhere) == (400, "INVALID_PAGE_TOKEN", ["pageToken"])
+
+
+async def test_a_page_token_lets_nobody_in(client: httpx2.AsyncClient, everybody: Everybody) -> None:
+    headers = {"x-user": "ann@books"}
+    token = (await client.get("operations?pageSize=1", headers=headers)).json()["nextPageToken"]
+    everybody.out.add("ann")
+
+    answer = await client.get("operations", params={"pageToken": token}, headers=headers)
+
+    assert (answer.status_code, answer.json()["error"]["status"]) == (403, "PERMISSION_DENIED")
+
+
+async def test_a_list_has_its_operations_whole_and_the_same_for_everybody(client: httpx2.AsyncClient) -> None:
+    for_ann, for_bob = [(await client.get("operations", headers={"x-user": name})).json() for name in ("ann", "bob")]
+
+    assert len(for_ann["operations"]) == 3
+    assert for_ann == for_bob
+    for one in for_ann["operations"]:
+        assert (await client.get(one["name"])).json() == one
+
+
+async def test_a_list_whose_store_is_away_fails_whole(
+    client: httpx2.AsyncClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(query: PageQuery) -> Page:
+        del query
+        raise Unavailable
+
+    monkeypatch.setattr(store, "list", away)
+    answer = await client.get("operations")
+
+    assert (answer.status_code, answer.json()["error"]["status"]) == (503, "UNAVAILABLE")
+    assert "operations" not in answer.json()
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,16 @@
 
 import httpx2
 import pytest
+from starlette.applications import Starlette
 
-from lro import AllowAnonymous, Principal, Service
+from lro import AllowAnonymous, Context, Principal, Service, job
 from lro.errors import FailedPrecondition, LROError, ResourceExhausted, Unavailable
 from lro.operations import Operations
 from lro.principal import Scope
 from lro.routes import operation_routes
 from lro.routes.answer import RETRY_INFO, error_response
 from lro.routes.operations import METHODS
-from lro.store import open_store
+from lro.store import Store, open_store
 from tests.routes.conftest import Stage
 from tests.routes.requests import UNKNOWN, Json, checked_error, ended, error_of, start
 
@@ -21,6 +22,11 @@ CALLS = {
     "delete": ("DELETE", UNKNOWN),
     "wait": ("POST", f"{UNKNOWN}:wait"),
 }
+
+
+@job("idle")
+async def idle(ctx: Context) -> None:
+    del ctx
 
 
 class OnlyAda(AllowAnonymous):
@@ -55,13 +61,38 @@ async def test_a_method_that_is_switched_off_is_501_for_those_who_might_call_it(
 
 async def test_allow_names_what_is_offered_only(url: str) -> None:
     routes = operation_routes(Operations(open_store(url)), auth=AllowAnonymous(), methods=["get", "list"])
-    from starlette.applications import Starlette
-
     async with httpx2.AsyncClient(
         transport=httpx2.ASGITransport(app=Starlette(routes=routes)), base_url="http://h/"
     ) as client:
         assert (await client.put(UNKNOWN)).headers["allow"] == "GET, HEAD, OPTIONS"
         assert (await client.get(f"{UNKNOWN}:cancel")).headers["allow"] == "OPTIONS"
+
+
+class OnlyFor(AllowAnonymous):
+    """Lets everybody do one thing, and writes down what it was asked for."""
+
+    def __init__(self, permission: str) -> None:
+        self.permission = permission
+        self.asked: list[str] = []
+
+    async def authorize(self, principal: Principal, permission: str, resource: str, /) -> Scope | None:  # type: ignore[override]  # may refuse
+        self.asked.append(permission)
+        return Scope() if permission == self.permission else None
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+async def test_a_call_needs_its_own_permission_and_no_other(store: Store, method: str) -> None:
+    operations, auth = Operations(store), OnlyFor(f"operations.{method}")
+    name = (await operations.start(idle)).name
+    app = Starlette(routes=operation_routes(operations, auth=auth))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://h/") as client:
+        for other in (*sorted(METHODS - {method}), method):
+            verb, path = CALLS[other]
+            body = {"timeout": "0s"} if other == "wait" else None
+            response = await client.request(verb, path.replace(UNKNOWN, name), json=body)
+            assert response.status_code == (200 if other == method else 403)
+            assert auth.asked.pop() == f"operations.{other}"
+            assert not auth.asked
 
 
 @pytest.mark.parametrize("methods", [{"get", "run"}, "get", ["GET"]])

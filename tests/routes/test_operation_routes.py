@@ -280,6 +280,7 @@ async def test_a_client_that_leaves_during_a_wait_leaves_no_wait_behind(service:
     started = anyio.Event()
     name = (await _start_deaf(service)).name
     await stage.running.wait()
+    before = await service.operations.get(name)
 
     async def receive() -> Json:
         if not started.is_set():
@@ -298,6 +299,8 @@ async def test_a_client_that_leaves_during_a_wait_leaves_no_wait_behind(service:
         await app({**scope, "headers": [], "root_path": ""}, receive, send)
 
     assert not service.operations.waiting
+    after = await service.operations.get(name)
+    assert (after, after.etag) == (before, before.etag), "who waits or not is nothing to the operation"
 
 
 async def _start_deaf(service: Service) -> Any:

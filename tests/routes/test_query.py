@@ -43,6 +43,7 @@ async def test_an_empty_parameter_is_not_set(client: httpx2.AsyncClient, query: 
         (UNKNOWN, "pageSize=1", ["pageSize"]),
         (UNKNOWN, "name=operations/1", ["name"]),
         ("operations", "page%20size=1&Filter=&pagesize=1", ["page size", "Filter", "pagesize"]),
+        ("operations", "orderBy=name", ["orderBy"]),
         ("operations", "$colour=red", ["$colour"]),
         ("operations", "$pageSize=1", ["$pageSize"]),
         ("jobs", "filter=x", ["filter"]),
