@@ -20,7 +20,7 @@ from tests.records import NAME, NOW, SECOND, at, ended, record, running
 
 ID = NAME.removeprefix("operations/")
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-SEGMENTS = st.from_regex(r"[A-Za-z0-9._~-]{1,20}", fullmatch=True).filter(lambda text: text not in (".", ".."))
+SEGMENTS = st.from_regex(r"[A-Za-z0-9._~-]{1,20}", fullmatch=True).filter(lambda text: text not in (".", "..", "-"))
 PARENTS = st.lists(st.tuples(SEGMENTS, SEGMENTS), max_size=4).map(
     lambda pairs: "/".join(f"{collection}/{name}" for collection, name in pairs)
 )
