@@ -700,6 +700,11 @@ def test_an_operation_without_an_expiry_is_kept() -> None:
     assert sweep(kept, at(10**9)) is kept
 
 
+@pytest.mark.parametrize("it", [record(retention=HOUR), running(retention=HOUR)], ids=["pending", "running"])
+def test_what_has_not_ended_never_expires(it: Record) -> None:
+    assert sweep(it, at(10**9)) is it
+
+
 # the same finish again, same token
 
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 from starlette.applications import Starlette
@@ -14,6 +15,7 @@ from lro.principal import ANYTHING, Scope
 from lro.routes import operation_routes
 from lro.status import BAD_REQUEST
 from lro.store import Page, PageQuery, Store
+from lro.store.sqlite import listing
 
 
 @job("idle")
@@ -101,6 +103,23 @@ async def test_a_page_token_is_of_use_to_its_caller_alone(client: httpx2.AsyncCl
     assert refusal(changed) == (400, "INVALID_PAGE_TOKEN", ["pageToken"])
     elsewhere = await client.get("projects/p/operations", params=query, headers={"x-user": "ann@books"})
     assert refusal(elsewhere) == (400, "INVALID_PAGE_TOKEN", ["pageToken"])
+
+
+async def test_an_empty_page_before_the_end_has_a_token_and_the_last_one_none(
+    client: httpx2.AsyncClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "LOOKS_AT", listing.STEP)
+    operations = Operations(store)
+    async with anyio.create_task_group() as group:
+        for _ in range(listing.STEP):
+            group.start_soon(operations.start, idle)
+    query = {"filter": 'metadata.target = "books/a"', "pageSize": "2"}
+
+    first = await client.get("operations", params=query)
+    second = await client.get("operations", params={**query, "pageToken": first.json()["nextPageToken"]})
+
+    assert (targets(first), targets(second)) == ([], ["books/a"])
+    assert "nextPageToken" not in second.json()
 
 
 async def test_a_page_token_lets_nobody_in(client: httpx2.AsyncClient, everybody: Everybody) -> None:

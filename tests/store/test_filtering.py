@@ -373,6 +373,34 @@ def test_a_text_that_is_not_there_is_unlike_nothing(pattern: str, connection: sq
         assert read_page(connection, PageQuery(filter=parse(f"NOT {text}")), lambda: 0.0).records, text
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("metadata.progress.book.title = Moby", True),
+        ("metadata.progress.book.title != Emma", True),
+        ("metadata.progress.books.title = Moby", False),
+        ("metadata.progress.books.title != Emma", False),
+        ("metadata.progress.books.title:Moby", True),
+        ("metadata.progress.books.title:Emma", False),
+        ("metadata.progress.nothing.title = Moby", False),
+        ("metadata.progress.nothing.title != Moby", False),
+        ("metadata.progress.null.title != Moby", False),
+        ("metadata.progress.null != Moby", False),
+        ("NOT metadata.progress.nothing.title = Moby", True),
+        ("error.message != Moby", False),
+        ("metadata.endTime != 2026-11-22T20:15:00Z", False),
+    ],
+)
+def test_a_filter_goes_into_lists_with_a_colon_only_and_finds_nothing_in_what_is_not_set(
+    text: str, found: bool, connection: sqlite3.Connection
+) -> None:
+    progress = {"book": {"title": "Moby"}, "books": [{"title": "Moby"}], "null": None}
+    connection.execute("DELETE FROM operations")
+    connection.execute(statements.INSERT, _to_row(sample_record(progress=json.dumps(progress))))
+
+    assert bool(read_page(connection, PageQuery(filter=parse(text)), lambda: 0.0).records) is found
+
+
 # -- what becomes of a filter's words
 
 HOSTILE = [
