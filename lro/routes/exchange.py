@@ -173,10 +173,10 @@ class Exchange:
         self._check_kind()
         try:
             value: object = parse(raw, self._rules.limits.depth)
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, PayloadError) and error.place:
+        except PayloadError as error:
+            if error.place:
                 raise invalid(error.place, error.what, reason="INVALID_BODY") from error
-            raise InvalidArgument(f"the body is not valid JSON: {error}", reason="INVALID_BODY") from error
+            raise InvalidArgument(f"the body {error}", reason="INVALID_BODY") from error
         if not isinstance(value, dict):
             raise InvalidArgument("the body must be a JSON object", reason="INVALID_BODY")
         found: dict[str, Any] = {}  # Any: JSON
