@@ -177,16 +177,13 @@ async def test_a_page_token_is_good_for_who_got_it_only(house: House) -> None:
 
 async def test_a_request_id_leads_to_nobody_elses_operation(house: House) -> None:
     names = {}
-    for caller in ("ann", "eve"):
+    for caller in ("ann", "amy", "eve", "admin"):
         body = {"requestId": "monday"}
         first = await house.client.post("jobs/idle:run", json=body, headers={"x-user": caller})
         again = await house.client.post("jobs/idle:run", json=body, headers={"x-user": caller})
         assert first.json()["name"] == again.json()["name"]
         names[caller] = first.json()["name"]
-    assert names["ann"] != names["eve"], "another tenant's request id is another request"
-    taken = await house.client.post("jobs/idle:run", json={"requestId": "monday"}, headers={"x-user": "amy"})
-    assert error_of(taken)["reason"] == "REQUEST_ID_REUSED"
-    assert names["ann"] not in taken.text
+    assert len(set(names.values())) == 4, "the request id of another principal is another request"
     record = await house.store.get(names["ann"])
     assert record is not None
     assert (record.owner, record.tenant) == ("ann", "acme")
