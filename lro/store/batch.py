@@ -469,7 +469,9 @@ class Queue(Generic[R]):
 
     def _refusal(self, cause: BaseException | None) -> LROError:
         if isinstance(cause, LROError):
-            error: LROError = type(cause)(cause.message, reason=cause.reason)  # one for each caller's traceback
+            error: LROError = type(cause)(
+                cause.message, reason=cause.reason, inside=cause.inside
+            )  # one for each caller's traceback
         else:
             message = f"The {self._what} failed: its outcome is unknown, so read again before you repeat it"
             error = Unavailable(message, reason="OUTCOME_UNKNOWN")
