@@ -114,8 +114,13 @@ class PermissionDenied(LROError):
 
 
 class Unauthenticated(LROError):
-    """The caller did not say who it is: send valid credentials."""
+    """The caller did not say who it is: send valid credentials.
 
+    Attributes:
+        challenge: How, for the header WWW-Authenticate; a subclass may say otherwise.
+    """
+
+    challenge: ClassVar[str] = "Bearer"
     code = Code.UNAUTHENTICATED
     reason = "UNAUTHENTICATED"
 

@@ -32,7 +32,7 @@ from lro.limits import Limits
 from lro.lookup import Conceal, Lookup
 from lro.paging import PageTokens
 from lro.payload import is_text
-from lro.principal import ANYTHING, Principal, Scope
+from lro.principal import ANYTHING, Permission, Principal, Scope
 from lro.resource import Operation, is_parent, new_name
 from lro.status import Code
 from lro.store import PageQuery, Store
@@ -258,9 +258,11 @@ class Operations:
         """
         return Operation.of(await self.get_record(name, scope=scope), self.domain)
 
-    async def get_record(self, name: str, *, scope: Scope = ANYTHING) -> Record:
-        """Return the record behind `get`; for routes that write it out themselves."""
-        return await self._lookup.find(name, "operations.get", scope)
+    async def get_record(
+        self, name: str, *, scope: Scope = ANYTHING, permission: Permission = "operations.get"
+    ) -> Record:
+        """Return the record behind `get`, for routes: a refusal names the permission."""
+        return await self._lookup.find(name, permission, scope)
 
     async def list(
         self,
