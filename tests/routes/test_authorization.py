@@ -28,6 +28,7 @@ CALLERS = {
     "amy": Principal("amy", "acme"),
     "admin": Principal("admin", "acme"),
     "eve": Principal("eve", "evil"),
+    "eva": Principal("eva", "evil"),
     "root": Principal("root"),
     "barred": Principal("barred", "acme"),
 }
@@ -45,7 +46,7 @@ async def idle(ctx: Context) -> None:
 
 
 class Hooks:
-    """A header names the caller: most see their own, an admin its tenant's, root everything, who is barred nothing."""
+    """A header names the caller: most see their own, admin and eva their tenant's, root all, barred none."""
 
     async def authenticate(self, request: Any) -> Principal | None:  # Any: Starlette's
         return CALLERS.get(request.headers.get("x-user", ""))
@@ -54,7 +55,7 @@ class Hooks:
         match principal.id:
             case "root":
                 return ANYTHING
-            case "admin":
+            case "admin" | "eva":
                 return Scope(tenant=principal.tenant)
             case "barred":
                 return None
@@ -137,7 +138,7 @@ KINDS = ("anns", "missing", "deleted", "malformed")
 
 
 async def test_foreign_missing_deleted_and_malformed_are_the_same_to_the_byte(house: House) -> None:
-    for method, caller in product(METHODS, ("amy", "eve", "barred", "nobody")):
+    for method, caller in product(METHODS, ("amy", "eve", "eva", "barred", "nobody")):
         answers = {await house.call(caller, method, await house.name_of(kind)) for kind in KINDS}
         assert len(answers) == 1, (method, caller)
     for method, caller in product(METHODS, ("ann", "admin")):
@@ -166,7 +167,7 @@ async def test_a_bad_call_for_what_may_not_be_touched_is_refused_for_that(
 ) -> None:
     for kind in KINDS:
         name = await house.name_of(kind)
-        for caller in ("amy", "eve", "barred"):
+        for caller in ("amy", "eve", "eva", "barred"):
             response = await house.client.request(verb, name + rest, content=content, headers={"x-user": caller})
             error = error_of(response)
             assert (error["code"], error["reason"]) == expected(caller, kind, house.conceal), (kind, caller)
@@ -191,7 +192,7 @@ async def test_what_is_refused_costs_the_same_reads_whether_it_is_there_or_not(h
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(house.store, "get", counting_get)
         patch.setattr(house.store, "update", counting_update)
-        for method, caller in product(METHODS, ("amy", "eve")):
+        for method, caller in product(METHODS, ("amy", "eve", "eva")):
             costs = []
             for kind in ("anns", "missing", "deleted"):
                 name = await house.name_of(kind)
@@ -205,7 +206,7 @@ async def test_what_is_refused_costs_the_same_reads_whether_it_is_there_or_not(h
 async def test_a_refused_call_changes_nothing(house: House) -> None:
     name = await house.name_of("anns")
     before = await house.store.get(name)
-    for method, caller in product(METHODS, ("amy", "eve", "barred", "nobody")):
+    for method, caller in product(METHODS, ("amy", "eve", "eva", "barred", "nobody")):
         await house.call(caller, method, name)
     assert await house.store.get(name) == before
 
