@@ -55,18 +55,22 @@ class LROError(Exception):
         message: What was asked, what was found and what to do; the class's first docstring line if empty.
         reason: The stable UPPER_SNAKE_CASE name of this error (AIP-193); the class's own if empty.
         details: Further google.rpc details as JSON objects with `@type`.
+        inside: What the log and the service's own code may know besides; `str()` has it, the status has not.
         metadata: Every part of the message that varies, for the ErrorInfo.
     """
 
     code: ClassVar[Code] = Code.UNKNOWN
     reason: str = "UNKNOWN"
 
-    def __init__(self, message: str = "", *, reason: str = "", details: _Details = (), **metadata: str) -> None:
+    def __init__(
+        self, message: str = "", *, reason: str = "", details: _Details = (), inside: str = "", **metadata: str
+    ) -> None:
         self.message = message or (type(self).__doc__ or "").partition("\n")[0]
         self.reason = reason or type(self).reason
         self.metadata = metadata
         self.details = tuple(details)
-        super().__init__(self.message)
+        self.inside = inside
+        super().__init__(f"{self.message} ({inside})" if inside else self.message)
 
     @property
     def status(self) -> Status:
@@ -110,8 +114,13 @@ class PermissionDenied(LROError):
 
 
 class Unauthenticated(LROError):
-    """The caller did not say who it is: send valid credentials."""
+    """The caller did not say who it is: send valid credentials.
 
+    Attributes:
+        challenge: How, for the header WWW-Authenticate; a subclass may say otherwise.
+    """
+
+    challenge: ClassVar[str] = "Bearer"
     code = Code.UNAUTHENTICATED
     reason = "UNAUTHENTICATED"
 

@@ -32,7 +32,7 @@ from lro.limits import Limits
 from lro.lookup import Conceal, Lookup
 from lro.paging import PageTokens
 from lro.payload import is_text
-from lro.principal import ANYTHING, Principal, Scope
+from lro.principal import ANYTHING, Permission, Principal, Scope
 from lro.resource import Operation, is_parent, new_name
 from lro.status import Code
 from lro.store import PageQuery, Store
@@ -161,7 +161,7 @@ class Operations:
         Args:
             job: What to run.
             params: Its params: the model, or JSON values that fit it.
-            request_id: The client's key for this request: repeating the call with it within 24 h returns the
+            request_id: The principal's key for this request: repeating the call with it within 24 h returns the
                 same operation (AIP-155).
             parent: The resource that it belongs to, such as `projects/p`; its name begins with that.
             target: The resource that it works on, for the metadata.
@@ -242,7 +242,7 @@ class Operations:
                 raise error from None
         if stored.name == record.name:
             return stored
-        if stored.request_digest != record.request_digest or stored.owner != record.owner:
+        if stored.request_digest != record.request_digest:
             msg = f"requestId {record.request_id!r} was used for another request: use a new one"
             raise InvalidArgument(msg, reason="REQUEST_ID_REUSED", requestId=record.request_id or "")
         if stored.deleted_at is not None:
@@ -258,9 +258,11 @@ class Operations:
         """
         return Operation.of(await self.get_record(name, scope=scope), self.domain)
 
-    async def get_record(self, name: str, *, scope: Scope = ANYTHING) -> Record:
-        """Return the record behind `get`; for routes that write it out themselves."""
-        return await self._lookup.find(name, "operations.get", scope)
+    async def get_record(
+        self, name: str, *, scope: Scope = ANYTHING, permission: Permission = "operations.get"
+    ) -> Record:
+        """Return the record behind `get`, for routes: a refusal names the permission."""
+        return await self._lookup.find(name, permission, scope)
 
     async def list(
         self,

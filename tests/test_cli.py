@@ -66,7 +66,9 @@ def test_what_can_not_be_meant_is_refused_with_2_and_says_what_to_do(words: tupl
 def test_a_store_that_can_not_be_opened_is_5(command: str, caplog: pytest.LogCaptureFixture) -> None:
     result = lro(command, "own:nowhere")
     assert result.exit_code == 5
-    assert "own.db can't be opened" in result.stderr + caplog.text
+    said = result.stderr + caplog.text
+    assert "the store can't be opened" in said
+    assert "own.db: " in said
 
 
 @pytest.mark.usefixtures("folder")

@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx2
 import pytest
@@ -28,6 +28,7 @@ from lro.filter import CHOICES, KINDS, MAX_BYTES, MAX_DEPTH, MAX_TERMS, parse
 from lro.lifecycle import Record, State
 from lro.limits import Limits
 from lro.paging import MAX_AGE
+from lro.principal import Permission
 from lro.routes.system import SYSTEM_PARAMETERS
 from lro.status import Code, Status, error_info
 from lro.store import Store
@@ -287,6 +288,13 @@ async def test_the_hooks_that_are_shown_let_in_whom_they_say(load_from: LoadFrom
         assert (await client.get(name, headers=ann)).status_code == 403
         assert (await client.get(name, headers=ops)).status_code == 200
         assert (await client.delete(name, headers=ann)).status_code == 403
+
+
+def test_the_permissions_are_told_as_they_are() -> None:
+    text = (REPOSITORY / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if row.startswith(("  | `operations.", "  | `jobs."))]
+    told = [name for row in rows for name in re.findall(r"`([a-z.]+)`", row.split("|")[1])]
+    assert sorted(told) == sorted(get_args(Permission))
 
 
 def test_the_limits_are_told_as_they_are(load_from: LoadFrom) -> None:

@@ -54,6 +54,73 @@ def test_the_checker_sees_every_use(source: str, found: set[str]) -> None:
     assert uses_of_the_store(source) == found
 
 
+ROUTES = sorted((ROOMS / "routes").glob("*.py"))
+BOUND = {  # what a route must say of its caller in each call of these, that code of the service's own may leave out
+    "get": {"scope"},
+    "get_record": {"scope"},
+    "list": {"scope", "principal"},
+    "cancel": {"scope", "requester"},
+    "delete": {"scope"},
+    "wait": {"scope", "principal"},
+    "start": {"principal"},
+}
+
+
+def unbound_calls(source: str) -> list[str]:
+    """Return the uses of Operations in a module that leave out who calls, or what it may touch."""
+    tree = ast.parse(source)
+    calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr in BOUND
+            and isinstance(node.value, (ast.Name, ast.Attribute))
+            and ast.unparse(node.value).rpartition(".")[2].strip("_") == "operations"
+        ):
+            call = calls.get(id(node))
+            said = set() if call is None else {keyword.arg for keyword in call.keywords}
+            if not BOUND[node.attr] <= said:
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_no_route_forgets_who_calls() -> None:
+    uses = 0
+    for room in ROUTES:
+        source = room.read_text(encoding="utf-8")
+        assert unbound_calls(source) == [], room.name
+        uses += sum(source.count(f"_operations.{method}(") for method in BOUND)
+    assert uses >= 6, "the calls have another form now: look for that"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("await self._operations.get(name)", ["self._operations.get"]),
+        ("await self._operations.get(name, scope=visible)", []),
+        ("await operations.wait(name, scope=visible)", ["operations.wait"]),
+        ("partial(self._operations.delete, scope=visible)", ["self._operations.delete"]),
+        ("await self._operations.start(job, params)", ["self._operations.start"]),
+        ("self._operations.limits", []),
+    ],
+)
+def test_the_checker_of_routes_sees_what_is_left_out(source: str, found: list[str]) -> None:
+    assert unbound_calls(source) == found
+
+
+def test_every_handler_asks_the_hooks_first_or_is_handed_what_they_granted() -> None:
+    handlers = 0
+    for room in ("operations.py", "jobs.py", "openapi.py", "routing.py"):
+        for node in ast.walk(ast.parse((ROOMS / "routes" / room).read_text(encoding="utf-8"))):
+            arguments = {one.arg for one in node.args.args} if isinstance(node, ast.AsyncFunctionDef) else set()
+            if isinstance(node, ast.AsyncFunctionDef) and "exchange" in arguments:
+                handlers += 1
+                begins = " ".join(ast.unparse(one) for one in node.body[:3])
+                assert "visible" in arguments or "exchange.authorize(" in begins, f"{room}: {node.name}"
+    assert handlers >= 10
+
+
 FOREIGN = record(owner="ann", tenant="books")
 
 

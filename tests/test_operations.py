@@ -339,13 +339,22 @@ async def test_concurrent_repetitions_of_a_request_are_one_operation(operations:
     assert len((await operations.list()).operations) == 1
 
 
+async def test_a_request_id_is_its_principals_own(operations: Operations) -> None:
+    principals = [Principal(who, tenant) for who in ("", "ann", "bob") for tenant in ("", "books")]
+
+    names = [(await operations.start(bare, request_id="r", principal=who)).name for who in principals]
+    again = [(await operations.start(bare, request_id="r", principal=who)).name for who in principals]
+
+    assert again == names
+    assert len(set(names)) == len(principals)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         {"params": Params(pages=2)},
         {"target": "t"},
         {"parent": "projects/p"},
-        {"principal": Principal("bob")},
     ],
     ids=str,
 )

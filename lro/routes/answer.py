@@ -49,7 +49,7 @@ def error_response(error: Exception, domain: str) -> Response:
     if isinstance(error, LROError):
         status, headers = _retryable(error.status)
         if isinstance(error, Unauthenticated):
-            headers["www-authenticate"] = "Bearer"
+            headers["www-authenticate"] = error.challenge
         if isinstance(error, UnknownEncoding):
             headers["accept-encoding"] = "identity"
         return status_response(status, domain, http_status=_BETTER.get(type(error)), headers=headers)

@@ -38,6 +38,8 @@ log = logging.getLogger("lro.routes")
 
 T = TypeVar("T")
 
+SAFE = ("GET", "HEAD")  # methods that change nothing and take no place: what a page may read is CORS's affair
+
 
 async def authenticate(auth: Authorization, request: Request) -> Principal:
     """Ask the first hook who calls.
@@ -46,31 +48,31 @@ async def authenticate(auth: Authorization, request: Request) -> Principal:
         Unauthenticated: It knows nobody.
         Unavailable: It fails.
     """
-    with _hooks():
+    with _denying(auth, "authenticate"):
         who = auth.authenticate(request)
-        principal = _checked("authenticate", await who if isawaitable(who) else who, Principal)
+        principal = _checked(await who if isawaitable(who) else who, Principal)
     if principal is None:
         raise Unauthenticated
     return principal
 
 
 @contextmanager
-def _hooks() -> Generator[None]:
+def _denying(auth: Authorization, hook: str) -> Generator[None]:
     """Deny the call if a hook of the service's fails."""
     try:
         yield
     except LROError:
         raise
     except Exception as error:
-        log.exception("the authorization hooks failed; the call is refused")
+        log.exception("%s.%s failed: the call is refused", type(auth).__name__, hook)
         raise Unavailable("the caller can't be checked now", reason="AUTHORIZATION_UNAVAILABLE") from error
 
 
-def _checked(hook: str, answer: object, kind: type[T]) -> T | None:
+def _checked(answer: object, kind: type[T]) -> T | None:
     """Return what a hook answered; anything that is not meant to let a call in does not."""
     if answer is None or isinstance(answer, kind):
         return answer
-    msg = f"{hook} returned {type(answer).__name__}, not a {kind.__name__} or None"
+    msg = f"it returned {type(answer).__name__}, not a {kind.__name__} or None"
     raise TypeError(msg)
 
 
@@ -104,31 +106,30 @@ class Exchange:
             names_operation: Whether that is one operation, whose existence a refusal may have to hide.
 
         Raises:
-            Unauthenticated, PermissionDenied, NotFound: They refuse.
+            Unauthenticated, PermissionDenied, NotFound: They refuse; or a page of another site makes a browser send
+                what is not merely read.
             Unavailable: They fail.
         """
         auth = self._rules.auth
         self.principal = await authenticate(auth, self.request)
-        with _hooks():
+        with _denying(auth, "authorize"):
             answer = auth.authorize(self.principal, permission, resource)
-            visible = _checked("authorize", await answer if isawaitable(answer) else answer, Visible)
+            visible = _checked(await answer if isawaitable(answer) else answer, Visible)
         if visible is None:
             raise self._rules.refusal(resource, permission, None) if names_operation else denied(permission, resource)
+        if self.method not in SAFE:
+            self._check_site()
         return visible
 
-    def check_origin(self) -> None:
-        """Refuse what a page of another site makes a browser send.
-
-        Raises:
-            PermissionDenied: It is such a call.
-        """
+    def _check_site(self) -> None:
+        """Refuse what a page of another site makes a browser send."""
         headers = self.request.headers
-        site = headers.get("sec-fetch-site", "none")
         origin = headers.get("origin")
         if origin in self._rules.origins:
             return
-        foreign = origin is not None and origin.partition("://")[2] != headers.get("host", "")
-        if site not in ("same-origin", "none") or foreign:
+        host = "" if origin is None else origin.lower().partition("://")[2]
+        own = origin is None or (host != "" and host == headers.get("host", "").lower())
+        if not own or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             raise PermissionDenied("a page of another site may not do this", reason="CROSS_SITE")
 
     def query(self, allowed: Collection[str], shape: Shape = None) -> dict[str, str]:
@@ -173,10 +174,10 @@ class Exchange:
         self._check_kind()
         try:
             value: object = parse(raw, self._rules.limits.depth)
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, PayloadError) and error.place:
+        except PayloadError as error:
+            if error.place:
                 raise invalid(error.place, error.what, reason="INVALID_BODY") from error
-            raise InvalidArgument(f"the body is not valid JSON: {error}", reason="INVALID_BODY") from error
+            raise InvalidArgument(f"the body {error}", reason="INVALID_BODY") from error
         if not isinstance(value, dict):
             raise InvalidArgument("the body must be a JSON object", reason="INVALID_BODY")
         found: dict[str, Any] = {}  # Any: JSON

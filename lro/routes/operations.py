@@ -11,7 +11,7 @@ import anyio
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from lro.errors import LROError, Unimplemented, invalid
+from lro.errors import InvalidArgument, LROError, Unimplemented, invalid
 from lro.lifecycle import Record
 from lro.operations import Operations
 from lro.principal import Authorization, Permission, Scope
@@ -60,7 +60,7 @@ def operation_routes(
             501 UNIMPLEMENTED.
         unknown_fields: "ignore" to let parameters and body members pass that no method knows, instead of
             answering 400.
-        allowed_origins: Whose pages may cancel and delete from a browser, as in `https://app.example.com`; those of
+        allowed_origins: Whose pages may send POST and DELETE from a browser, as in `https://app.example.com`; those of
             the service's own host may anyway.
 
     Raises:
@@ -81,6 +81,8 @@ def operation_routes(
     return [JsonRoute(routes.pick, rules, operations.domain), Fallback(operations.domain)]
 
 
+_Call = Callable[[str, Scope, Exchange], Awaitable[Response | None]]  # by name, with what it may touch
+
 _PATH = re.compile(r"/(?P<name>(?P<parent>(?:[^/]*/[^/]*/)*)operations(?P<rest>/.*)?)", re.DOTALL)
 
 
@@ -100,31 +102,38 @@ class _OperationRoutes:
         if found is None:
             return None
         if found["rest"] is None:
-            return {"GET": self._handler("operations.list", self._list, decode(found["parent"].removesuffix("/")))}
+            parent = decode(found["parent"].removesuffix("/"))
+            return {"GET": self._offer("operations.list", partial(self._list, parent), parent)}
         name, colon, verb = found["name"].rpartition(":")
         if not colon or "/" in verb:
             name = decode(found["name"])
             return {
-                "GET": self._handler("operations.get", self._get, name),
-                "DELETE": self._handler("operations.delete", self._delete, name),
+                "GET": self._one("operations.get", self._get, name),
+                "DELETE": self._one("operations.delete", self._delete, name),
             }
         if verb == "cancel":
-            return {"POST": self._handler("operations.cancel", self._cancel, decode(name))}
-        return {"POST": self._handler("operations.wait", self._wait, decode(name))} if verb == "wait" else None
+            return {"POST": self._one("operations.cancel", self._cancel, decode(name))}
+        return {"POST": self._one("operations.wait", self._wait, decode(name))} if verb == "wait" else None
 
-    def _handler(
-        self, permission: Permission, handler: Callable[[str, Exchange], Awaitable[Response | None]], name: str
-    ) -> Handler:
-        return partial(handler, name) if permission in self._offered else Off(permission, name)
+    def _offer(self, permission: Permission, handler: Handler, resource: str) -> Handler:
+        return handler if permission in self._offered else Off(permission, resource)
 
-    async def _admit(self, permission: Permission, name: str, exchange: Exchange) -> Scope:
-        """Return what the call may touch, of an operation whose name may be one."""
-        visible = await exchange.authorize(permission, name, names_operation=True)
-        check_name(name)
-        return visible
+    def _one(self, permission: Permission, call: _Call, name: str) -> Handler:
+        """Return the handler of a call for one operation, which runs if the hooks let it, with what it may touch."""
 
-    async def _get(self, name: str, exchange: Exchange) -> Response:
-        visible = await self._admit("operations.get", name, exchange)
+        async def handler(exchange: Exchange) -> Response | None:
+            visible = await exchange.authorize(permission, name, names_operation=True)
+            try:
+                check_name(name)
+                return await call(name, visible, exchange)
+            except InvalidArgument:
+                if visible.is_limited:  # who may not touch it hears that first, whatever else is wrong (AIP-211)
+                    await self._operations.get_record(name, scope=visible, permission=permission)
+                raise
+
+        return self._offer(permission, handler, name)
+
+    async def _get(self, name: str, visible: Scope, exchange: Exchange) -> Response:
         exchange.query((), OPERATION)
         record = await self._operations.get_record(name, scope=visible)
         headers = operation_headers(etag(record), done=record.state.is_terminal)
@@ -159,9 +168,7 @@ class _OperationRoutes:
             body += b',"nextPageToken":"' + page.next_page_token.encode() + b'"'
         return exchange.respond(body + b"}")
 
-    async def _cancel(self, name: str, exchange: Exchange) -> Response:
-        visible = await self._admit("operations.cancel", name, exchange)
-        exchange.check_origin()
+    async def _cancel(self, name: str, visible: Scope, exchange: Exchange) -> Response:
         exchange.query(())
         body = await exchange.body(("name", "reason"))
         _check_name(body, name)
@@ -170,15 +177,12 @@ class _OperationRoutes:
         await self._operations.cancel(name, reason=reason, requester=requester, scope=visible)
         return exchange.respond(b"{}")
 
-    async def _delete(self, name: str, exchange: Exchange) -> Response:
-        visible = await self._admit("operations.delete", name, exchange)
-        exchange.check_origin()
+    async def _delete(self, name: str, visible: Scope, exchange: Exchange) -> Response:
         exchange.query(())
         await self._operations.delete(name, scope=visible)
         return exchange.respond(b"{}")
 
-    async def _wait(self, name: str, exchange: Exchange) -> Response | None:
-        visible = await self._admit("operations.wait", name, exchange)
+    async def _wait(self, name: str, visible: Scope, exchange: Exchange) -> Response | None:
         exchange.query((), OPERATION)
         body = await exchange.body(("name", "timeout"))
         _check_name(body, name)

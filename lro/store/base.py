@@ -84,7 +84,7 @@ class Store(Protocol):
         pending_limit: int | None = None,
         validate_only: bool = False,
     ) -> Record:
-        """Store a new record; return it, or the earlier one with the same tenant, job and request id.
+        """Store a new record; return it, or the earlier one with the same tenant, owner, job and request id.
 
         Args:
             record: The record to store.

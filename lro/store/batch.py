@@ -31,11 +31,13 @@ __all__ = [
     "Query",
     "Queue",
     "Request",
+    "RequestKey",
     "Select",
     "Transaction",
     "TransactionEnded",
     "Update",
     "apply",
+    "request_key",
 ]
 
 log = logging.getLogger(__name__)
@@ -111,6 +113,18 @@ class Update(Request[Record]):
         self.within = within
 
 
+class RequestKey(NamedTuple):
+    """By what a repeated request is known (AIP-155).
+
+    The id is its client's own: what others of the tenant have used is no affair of its, nor can they use it up.
+    """
+
+    tenant: str
+    owner: str
+    job: str
+    request_id: str
+
+
 class Due(NamedTuple):
     """Query: operations of these jobs that may be claimed, by priority and then by age.
 
@@ -172,8 +186,8 @@ class Transaction(Protocol):
         """Return the records of these names."""
         ...
 
-    async def read_requested(self, keys: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], Record]:
-        """Return the records that these (tenant, job, request id) stand for."""
+    async def read_requested(self, keys: Iterable[RequestKey]) -> dict[RequestKey, Record]:
+        """Return the records that these stand for."""
         ...
 
     async def find_rival(self, record: Record) -> Record | None:
@@ -262,12 +276,12 @@ async def apply(requests: Sequence[AnyRequest], transaction: Transaction) -> lis
 
 
 async def _insert(requests: Sequence[Insert], transaction: Transaction, changes: Changes) -> None:
-    known: dict[tuple[str, str, str], Record] = {}
-    if keys := {key for request in requests if (key := _request_key(request.record)) is not None}:
+    known: dict[RequestKey, Record] = {}
+    if keys := {key for request in requests if (key := request_key(request.record)) is not None}:
         known = await transaction.read_requested(keys)
     crowds = _Crowds(transaction)
     for request in requests:
-        key = _request_key(request.record)
+        key = request_key(request.record)
         if key is not None and key in known:
             request.answer(known[key])
             continue
@@ -376,8 +390,11 @@ async def _select(request: Select, transaction: Transaction) -> Sequence[Record]
     return changes.records
 
 
-def _request_key(record: Record) -> tuple[str, str, str] | None:
-    return None if record.request_id is None else (record.tenant, record.job, record.request_id)
+def request_key(record: Record) -> RequestKey | None:
+    """Return what a repeated request is known by, or None for one that is not to be."""
+    if record.request_id is None:
+        return None
+    return RequestKey(record.tenant, record.owner, record.job, record.request_id)
 
 
 R = TypeVar("R", bound=Request[Any])  # Any: a queue serves requests of any answer
@@ -452,7 +469,9 @@ class Queue(Generic[R]):
 
     def _refusal(self, cause: BaseException | None) -> LROError:
         if isinstance(cause, LROError):
-            error: LROError = type(cause)(cause.message, reason=cause.reason)  # one for each caller's traceback
+            error: LROError = type(cause)(
+                cause.message, reason=cause.reason, inside=cause.inside
+            )  # one for each caller's traceback
         else:
             message = f"The {self._what} failed: its outcome is unknown, so read again before you repeat it"
             error = Unavailable(message, reason="OUTCOME_UNKNOWN")

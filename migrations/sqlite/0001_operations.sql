@@ -86,7 +86,7 @@ WHERE deleted_at IS NULL AND tenant <> '';
 CREATE UNIQUE INDEX operations_exclusive ON operations (job, target, tenant, parent)
 WHERE exclusive = 1 AND ended_at IS NULL;
 
-CREATE UNIQUE INDEX operations_request ON operations (tenant, job, request_id)
+CREATE UNIQUE INDEX operations_request ON operations (tenant, owner, job, request_id)
 WHERE request_id IS NOT NULL;
 
 -- Who runs operations: one row a worker, whose beat its renewals count up.

@@ -56,6 +56,7 @@ OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 SWEEP_EVERY = 1.0  # seconds between two looks for what time has decided
 SWEEP_LIMIT = 500
 
+READ_FAILED = "the read failed; try again"
 FORKED = "this store was opened before the process was forked: open one in the child, after the fork"
 
 
@@ -91,8 +92,8 @@ class SQLiteStore:
         self._leases = Leases(self._clock.monotonic, self._place.locks)
         self._hub = Hub()
         self._supervisor = Supervisor(log)
-        self._writes: Queue[AnyRequest] = Queue(self._serve_writes, f"write to {self._place.name}")
-        self._gets: Queue[Get] = Queue(self._serve_gets, f"read of {self._place.name}")
+        self._writes: Queue[AnyRequest] = Queue(self._serve_writes, "write")
+        self._gets: Queue[Get] = Queue(self._serve_gets, "read")
         self._exits = AsyncExitStack()
         self._lease_times: dict[str, int] = {}  # of the workers that joined here
         self._secret = b""
@@ -124,8 +125,8 @@ class SQLiteStore:
             await self._exits.aclose()
             self._state = "closed"
             if isinstance(error, (OSError, sqlite3.Error)):
-                msg = f"{self._place.where} can't be opened: {error}"
-                raise Unavailable(msg, reason="STORE_UNAVAILABLE") from error
+                inside = f"{self._place.where}: {error}"
+                raise Unavailable("the store can't be opened", reason="STORE_UNAVAILABLE", inside=inside) from error
             raise
         return self
 
@@ -273,7 +274,9 @@ class SQLiteStore:
         except UnicodeEncodeError:
             return nothing  # half of a surrogate pair is in no stored text
         except sqlite3.Error as error:
-            raise _unavailable(error, self._place.name, "the read failed") from error
+            unavailable = _unavailable(error, self._place.where, READ_FAILED)
+            log.warning("%s", unavailable)
+            raise unavailable from error
 
     async def _serve_writes(self, batch: Sequence[AnyRequest]) -> None:
         try:
@@ -305,7 +308,7 @@ class SQLiteStore:
         try:
             rows = await self._reader.run(lambda connection: connection.execute(sql.READ, (names,)).fetchall())
         except sqlite3.Error as error:
-            raise _unavailable(error, self._place.name, "the read failed") from error
+            raise _unavailable(error, self._place.where, READ_FAILED) from error
         found = {record.name: record for record in map(to_record, rows)}
         for request in batch:
             request.answer(found.get(request.name))
@@ -323,7 +326,7 @@ class SQLiteStore:
         try:
             due, dead, idle = await self._lister.run(self._look_around)
         except sqlite3.Error as error:
-            raise _unavailable(error, self._place.name, "the read failed") from error
+            raise _unavailable(error, self._place.where, READ_FAILED) from error
         while due or dead:
             changed = await self._write(Select(Overdue(SWEEP_LIMIT), lifecycle.sweep))
             if len(changed) < SWEEP_LIMIT:
@@ -372,7 +375,7 @@ class SQLiteStore:
         return []
 
     def _commit(self, batch: Sequence[AnyRequest], connection: LendingConnection) -> Sequence[Record]:
-        what = "nothing was written"
+        what = "nothing was written; try again"
         try:
             if self._finds_nothing(batch, connection):
                 return []
@@ -380,12 +383,12 @@ class SQLiteStore:
                 connection.execute("BEGIN IMMEDIATE")
                 transaction = SQLiteTransaction(connection, self._clock.now(), self._leases)
                 written = _finish(apply(batch, transaction))
-                what = "its outcome is unknown, so read again before you repeat it"
+                what = "the outcome is unknown, so read again before you repeat it"
                 connection.execute("COMMIT")
         except DATA_ERRORS:
             raise
         except sqlite3.Error as error:
-            raise _unavailable(error, self._place.name, what) from error
+            raise _unavailable(error, self._place.where, what) from error
         finally:
             roll_back(connection)
         return written
@@ -414,12 +417,12 @@ def _finish(coroutine: Coroutine[Any, Any, T]) -> T:  # Any: never sends or yiel
     raise RuntimeError(msg)
 
 
-def _unavailable(error: sqlite3.Error, place: str, what: str) -> Unavailable:
+def _unavailable(error: sqlite3.Error, where: str, what: str) -> Unavailable:
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    unknown = "unknown" in what
     return Unavailable(
-        f"{place}: {name} ({error}): {what}; try again",
-        reason="OUTCOME_UNKNOWN" if unknown else "STORE_UNAVAILABLE",
+        f"the store can't be reached: {what}",
+        reason="OUTCOME_UNKNOWN" if "unknown" in what else "STORE_UNAVAILABLE",
+        inside=f"{where}: {name}: {error}",
     )
 
 

@@ -50,7 +50,7 @@ class Place(Protocol):
     """What a SQLiteStore needs to know of where its tables are; used by one store.
 
     Attributes:
-        name: What clients may know of it.
+        name: What it is called in code, as by repr().
         where: What the log says of it.
         synchronous: SQLite's setting of this name.
         patience: Seconds to wait for another's write.

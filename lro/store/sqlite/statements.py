@@ -16,6 +16,7 @@ READ = SELECT + "WHERE name IN (SELECT value FROM json_each(?))"
 READ_REQUESTED = (
     SELECT
     + """WHERE tenant = ?
+AND owner = ?
 AND job = ?
 AND request_id = ?"""
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from lro.lifecycle import CancelOutcome, Record, State
 from lro.store.base import Within
-from lro.store.batch import Changes, Due, Overdue, Query, TransactionEnded
+from lro.store.batch import Changes, Due, Overdue, Query, RequestKey, TransactionEnded, request_key
 from lro.store.leases import UNKNOWN_LEASE, Leases
 from lro.store.sqlite import statements as sql
 from lro.store.sqlite.within import LendingConnection
@@ -53,10 +53,10 @@ class SQLiteTransaction:
         rows = self._connection.execute(sql.READ, (json.dumps(list(names)),))
         return {record.name: record for record in to_records(rows)}
 
-    async def read_requested(self, keys: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], Record]:
-        """Return the records that these (tenant, job, request id) stand for."""
+    async def read_requested(self, keys: Iterable[RequestKey]) -> dict[RequestKey, Record]:
+        """Return the records that these stand for."""
         rows = [row for key in keys for row in self._connection.execute(sql.READ_REQUESTED, key)]
-        return {(record.tenant, record.job, record.request_id or ""): record for record in to_records(rows)}
+        return {key: record for record in to_records(rows) if (key := request_key(record)) is not None}
 
     async def find_rival(self, record: Record) -> Record | None:
         """Return an exclusive record of the same job, target, tenant and parent that has not ended, or None."""

@@ -1,6 +1,7 @@
 """How records are kept, found and changed."""
 
 from functools import partial
+from itertools import product
 from typing import Any
 
 import anyio
@@ -109,14 +110,16 @@ class Records(Promises):
             changed = await store.update(first.name, note("x"))
             assert await other.insert(again) == changed
 
-    async def test_a_request_id_counts_for_one_tenant_and_one_job(self, open_store: OpenStore) -> None:
-        """The same id of another tenant, or for another job, is another request."""
+    async def test_a_request_id_counts_for_one_principal_and_one_job(self, open_store: OpenStore) -> None:
+        """The same id of another tenant or another owner, or for another job, is another request."""
         async with opened(open_store()) as store:
-            for tenant in ("", "t", "T"):
-                for job in ("a", "b"):
-                    record = sample_record(request_id="1", tenant=tenant, job=job)
-                    assert await store.insert(record) == record
-            assert len((await store.list(PageQuery())).records) == 6
+            keys = list(product(("", "t", "T"), ("", "ann", "bob"), ("a", "b")))
+            records = [
+                sample_record(request_id="1", tenant=tenant, owner=owner, job=job) for tenant, owner, job in keys
+            ]
+            assert await at_once(*(partial(store.insert, record) for record in records)) == records
+            for record in records:
+                assert await store.insert(record._replace(name=sample_record().name)) == record
 
     async def test_a_request_id_counts_among_inserts_at_once(self, open_store: OpenStore) -> None:
         """Twenty repetitions at the same time store one record, and all callers get that one."""
