@@ -276,7 +276,7 @@ def test_what_is_too_much_is_refused_at_once(text: str, what: str) -> None:
         taken.append(time.perf_counter() - began)
 
     assert what in said
-    assert min(taken) < 0.01
+    assert min(taken) < 0.1  # 0.01 without coverage, on a machine that does nothing else
 
 
 def test_what_is_just_not_too_much_is_read() -> None:

@@ -1,25 +1,19 @@
 """Group commit: many callers' changes in one transaction.
 
-Callers queue requests and wait for their answers; one task per store takes what has queued up and hands
-it over as one batch. `apply` is the batch itself, written against the few things that a transaction must
-offer, so that every store shares it. How a transaction is opened, and on which thread, is the store's.
-
-A caller only ever waits, so a cancelled caller can't leave a transaction open: its request is carried
-out or refused like any other, and nobody looks at the answer.
+Says what callers may ask for, and what a batch of it makes of the records. `apply` is written against the few
+things that a transaction must offer, so that every store shares it; `queue` gathers the batch.
 """
 
-import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
-
-import anyio
+from typing import Any, NamedTuple, Protocol
 
 from lro.admission import Crowd, admit
-from lro.errors import InvalidArgument, LROError, NotFound, StoreClosed, Unavailable
+from lro.errors import InvalidArgument, LROError, NotFound
 from lro.lifecycle import Facts, Record, Transition
 from lro.store.base import Within
+from lro.store.queue import Request
 
 __all__ = [
     "AnyRequest",
@@ -29,8 +23,6 @@ __all__ = [
     "Insert",
     "Overdue",
     "Query",
-    "Queue",
-    "Request",
     "RequestKey",
     "Select",
     "Transaction",
@@ -39,46 +31,6 @@ __all__ = [
     "apply",
     "request_key",
 ]
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-BATCH_LIMIT = 512  # larger batches buy no throughput and cost latency (measured from 128 callers on)
-
-
-class Request(Generic[T]):
-    """What one caller asks, and the answer it waits for."""
-
-    __slots__ = ("_answer", "_error", "_event", "answered")
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-        self._answer: T | None = None
-        self._error: BaseException | None = None
-        self.answered = False  # True once there is an answer or an error
-
-    def answer(self, value: T) -> None:
-        """Give the answer; the caller is woken by `release`, after the commit."""
-        self._answer, self._error, self.answered = value, None, True
-
-    def refuse(self, error: BaseException) -> None:
-        """Give an error instead of an answer."""
-        self._answer, self._error, self.answered = None, error, True
-
-    def reset(self) -> None:
-        """Take back what was answered: its transaction did not come about."""
-        self._answer, self._error, self.answered = None, None, False
-
-    def release(self) -> None:
-        """Wake the caller; on the event loop only."""
-        self._event.set()
-
-    async def wait(self) -> T:
-        """Wait for the answer and return it, or raise the error."""
-        await self._event.wait()
-        if self._error is not None:
-            raise self._error
-        return self._answer  # type: ignore[return-value]  # released only once answered: None is a T here
 
 
 class Insert(Request[Record]):
@@ -395,85 +347,3 @@ def request_key(record: Record) -> RequestKey | None:
     if record.request_id is None:
         return None
     return RequestKey(record.tenant, record.owner, record.job, record.request_id)
-
-
-R = TypeVar("R", bound=Request[Any])  # Any: a queue serves requests of any answer
-
-
-class Queue(Generic[R]):
-    """Where callers queue, and the loop that serves them in batches.
-
-    Args:
-        serve: Carries out a batch: answers or refuses every request. If it raises, all of them are refused.
-        what: What is queued here, for messages.
-    """
-
-    def __init__(self, serve: Callable[[Sequence[R]], Awaitable[None]], what: str) -> None:
-        self._serve = serve
-        self._what = what
-        self._waiting: deque[R] = deque()
-        self._wake = anyio.Event()
-        self._drained = anyio.Event()
-        self._open = False
-
-    def open(self) -> None:
-        """Take requests from now on."""
-        self._open = True
-
-    def put(self, request: R) -> R:
-        """Queue a request.
-
-        Raises:
-            StoreClosed: The store is not open.
-        """
-        if not self._open:
-            raise StoreClosed
-        self._waiting.append(request)
-        self._wake.set()
-        return request
-
-    async def run(self) -> None:
-        """Serve batches until the queue is closed and empty."""
-        while True:
-            while not self._waiting:
-                if not self._open:
-                    self._drained.set()
-                    return
-                self._wake = anyio.Event()
-                await self._wake.wait()
-            batch = [self._waiting.popleft() for _ in range(min(BATCH_LIMIT, len(self._waiting)))]
-            try:
-                await self._serve(batch)
-            except BaseException as error:
-                for request in batch:
-                    request.refuse(self._refusal(error))
-                if not isinstance(error, LROError):
-                    raise  # the supervisor logs it and starts this loop again
-                log.warning("%s", error)
-            finally:
-                for request in batch:
-                    if not request.answered:
-                        request.refuse(self._refusal(None))
-                    request.release()
-
-    async def close(self, seconds: float) -> None:
-        """Take no more requests, and wait until those that are queued are served, for so long at most."""
-        self._open = False
-        self._wake.set()
-        with anyio.move_on_after(seconds):
-            await self._drained.wait()
-        while self._waiting:
-            request = self._waiting.popleft()
-            request.refuse(StoreClosed())
-            request.release()
-
-    def _refusal(self, cause: BaseException | None) -> LROError:
-        if isinstance(cause, LROError):
-            error: LROError = type(cause)(
-                cause.message, reason=cause.reason, inside=cause.inside
-            )  # one for each caller's traceback
-        else:
-            message = f"The {self._what} failed: its outcome is unknown, so read again before you repeat it"
-            error = Unavailable(message, reason="OUTCOME_UNKNOWN")
-        error.__cause__ = cause
-        return error

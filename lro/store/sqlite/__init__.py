@@ -29,8 +29,6 @@ from lro.store.batch import (
     Due,
     Insert,
     Overdue,
-    Queue,
-    Request,
     Select,
     TransactionEnded,
     Update,
@@ -38,6 +36,7 @@ from lro.store.batch import (
 )
 from lro.store.hints import Hub, Listener, Watch
 from lro.store.leases import UNKNOWN_LEASE, Leases
+from lro.store.queue import Queue, Request
 from lro.store.sqlite import statements as sql
 from lro.store.sqlite.listing import read_page
 from lro.store.sqlite.place import Place, RunsOnConnection
