@@ -5,9 +5,9 @@ things that a transaction must offer, so that every store shares it; `queue` gat
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from lro.admission import Crowd, admit
 from lro.errors import InvalidArgument, LROError, NotFound
@@ -17,10 +17,11 @@ from lro.store.queue import Request
 
 __all__ = [
     "AnyRequest",
-    "Call",
+    "Beat",
     "Changes",
     "Due",
     "Insert",
+    "Leave",
     "Overdue",
     "Query",
     "RequestKey",
@@ -81,11 +82,11 @@ class Due(NamedTuple):
     """Query: operations of these jobs that may be claimed, by priority and then by age.
 
     Attributes:
-        jobs: The jobs' names as a JSON array.
+        jobs: The jobs' names.
         limit: Records at most.
     """
 
-    jobs: str
+    jobs: tuple[str, ...]
     limit: int
 
 
@@ -116,17 +117,28 @@ class Select(Request[Sequence[Record]]):
         self.rule = rule
 
 
-class Call(Request[bool]):
-    """Do something else in the transaction, such as counting up a worker's beat."""
+class Beat(Request[None]):
+    """Make a worker known, or count up its beat."""
 
-    __slots__ = ("function",)
+    __slots__ = ("lease_time", "owner")
 
-    def __init__(self, function: Callable[[Any], Awaitable[bool]]) -> None:  # Any: the store's own Transaction
+    def __init__(self, owner: str, lease_time: int) -> None:
         super().__init__()
-        self.function = function
+        self.owner = owner
+        self.lease_time = lease_time
 
 
-AnyRequest = Insert | Update | Select | Call
+class Leave(Request[bool]):
+    """Forget a worker that holds nothing; the answer is False if it does."""
+
+    __slots__ = ("owner",)
+
+    def __init__(self, owner: str) -> None:
+        super().__init__()
+        self.owner = owner
+
+
+AnyRequest = Insert | Update | Select | Beat | Leave
 
 
 class Transaction(Protocol):
@@ -160,6 +172,14 @@ class Transaction(Protocol):
 
     async def write(self, changes: "Changes") -> None:
         """Write inserts, updates and removals, in this order."""
+        ...
+
+    async def beat(self, owner: str, lease_time: int) -> None:
+        """Count up a worker's beat, from 1 for one that is not known."""
+        ...
+
+    async def leave(self, owner: str) -> bool:
+        """Forget a worker, unless it holds a lease; return whether it was known and is not any more."""
         ...
 
     async def run_within(self, within: Within) -> None:
@@ -222,8 +242,11 @@ async def apply(requests: Sequence[AnyRequest], transaction: Transaction) -> lis
         if isinstance(request, Select):
             selected = await _select(request, transaction)
             written.update((record.name, record) for record in selected)
-        elif isinstance(request, Call):
-            request.answer(await request.function(transaction))
+        elif isinstance(request, Beat):
+            await transaction.beat(request.owner, request.lease_time)
+            request.answer(None)
+        elif isinstance(request, Leave):
+            request.answer(await transaction.leave(request.owner))
     return list(written.values())
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lro.errors import InvalidArgument, NotFound
 from lro.lifecycle import Facts, Record, State
-from lro.store.batch import AnyRequest, Call, Changes, Due, Insert, Select, Update, apply
+from lro.store.batch import AnyRequest, Beat, Changes, Due, Insert, Leave, Select, Update, apply
 from lro.store.hints import Hub
 from lro.store.leases import UNKNOWN_LEASE, Leases
 from lro.store.migrations import Migration, missing, shipped
@@ -66,7 +66,7 @@ async def test_changes_of_one_record_compose_in_the_order_of_the_requests(connec
 
 async def test_a_query_sees_what_the_changes_of_its_batch_have_made(connection: LendingConnection) -> None:
     inserts = [Insert(sample_record(job="a")) for _ in range(3)]
-    selects: list[Select] = [Select(Due('["a"]', 2), _state(State.RUNNING)) for _ in range(3)]
+    selects: list[Select] = [Select(Due(("a",), 2), _state(State.RUNNING)) for _ in range(3)]
     written = _apply(connection, selects[0], *inserts, *selects[1:])
     answers = [await answer_to(select) for select in selects]
     assert [len(answer) for answer in answers] == [2, 1, 0]
@@ -76,7 +76,7 @@ async def test_a_query_sees_what_the_changes_of_its_batch_have_made(connection: 
 
 async def test_a_rule_may_leave_or_remove_what_a_query_finds(connection: LendingConnection) -> None:
     kept, gone = Insert(sample_record(priority=1)), Insert(sample_record())
-    select = Select(Due('["books.render"]', 9), lambda record, _: record if record.priority else None)
+    select = Select(Due(("books.render",), 9), lambda record, _: record if record.priority else None)
     written = _apply(connection, kept, gone, select)
     assert await answer_to(select) == [gone.record]
     assert len(written) == 2
@@ -102,13 +102,13 @@ async def test_a_rule_is_told_whether_the_worker_is_dead(connection: LendingConn
     assert seen == [False, True]
 
 
-async def test_a_call_is_answered_with_whether_it_changed_a_row(connection: LendingConnection) -> None:
-    async def run(transaction: SQLiteTransaction) -> bool:
-        return await transaction.run("DELETE FROM workers", ())
-
-    call = Call(run)
-    assert _apply(connection, call) == []
-    assert await answer_to(call) is False
+async def test_a_worker_leaves_once_and_only_if_it_is_known(connection: LendingConnection) -> None:
+    beats = [Beat("w", 5), Beat("w", 5)]
+    leaves = [Leave("w"), Leave("w"), Leave("x")]
+    assert _apply(connection, *beats) == []
+    assert connection.execute("SELECT id, beat, lease_time FROM workers").fetchall() == [("w", 2, 5)]
+    assert _apply(connection, *leaves) == []
+    assert [await answer_to(leave) for leave in leaves] == [True, False, False]
 
 
 async def test_of_two_inserts_of_one_name_at_most_one_is_acknowledged(connection: LendingConnection) -> None:

@@ -24,7 +24,7 @@ from lro import lifecycle
 from lro.clock import Clock
 from lro.errors import FailedPrecondition, InvalidArgument, StoreClosed, Unavailable
 from lro.lifecycle import CancelOutcome, Record, State
-from lro.store import PageQuery, open_store, sqlite
+from lro.store import PageQuery, engine, open_store, sqlite
 from lro.store.leases import LockFiles
 from lro.store.migrations import shipped
 from lro.store.sqlite import SQLiteStore, lane
@@ -40,7 +40,7 @@ class TestSQLiteStore(StoreContract):
 
     @pytest.fixture
     def open_store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenStore:
-        monkeypatch.setattr(sqlite, "SWEEP_EVERY", 0.2)
+        monkeypatch.setattr(engine, "SWEEP_EVERY", 0.2)
 
         def make(clock: Clock | None = None) -> SQLiteStore:
             return _store(tmp_path / "lro.db", clock=clock)
@@ -465,7 +465,7 @@ async def test_joining_a_closed_store_leaves_no_lock(path: Path) -> None:
 
 
 async def test_a_sweep_that_finds_the_database_locked_is_put_off(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "SWEEP_EVERY", 0.01)
+    monkeypatch.setattr(engine, "SWEEP_EVERY", 0.01)
     clock = ManualClock()
     async with _store(path, busy_timeout=0.02, clock=clock) as store:
         late = await store.insert(sample_record(deadline_at=START + 1, due_at=START + 5))
@@ -484,7 +484,7 @@ async def test_a_sweep_that_finds_the_database_locked_is_put_off(path: Path, mon
 
 
 async def test_a_sweep_removes_all_that_has_expired(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "SWEEP_LIMIT", 3)
+    monkeypatch.setattr(engine, "SWEEP_LIMIT", 3)
     clock = ManualClock(START - 1)
     async with _store(path, clock=clock) as store:
         for _ in range(10):
@@ -550,7 +550,7 @@ async def test_a_read_that_fails_is_unavailable(path: Path, monkeypatch: pytest.
 
 
 async def test_a_sweep_that_can_not_read_is_put_off(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "SWEEP_EVERY", 0.01)
+    monkeypatch.setattr(engine, "SWEEP_EVERY", 0.01)
     async with _store(path) as store:
         with monkeypatch.context() as patch:
             patch.setattr(sqlite.sql, "OWNERS", "NONSENSE")
@@ -722,7 +722,7 @@ async def test_a_store_opened_before_a_fork_is_refused_in_the_child(path: Path) 
 
     assert done.returncode == 0, done.stderr.decode()
     lines = done.stdout.decode().splitlines()
-    refusal = sqlite.FORKED
+    refusal = engine.FORKED
     assert lines[:5] == [*(f"{what} {refusal}" for what in ("get", "insert", "join", "secret")), f"open {refusal}"]
     assert lines[5:] == ["own books.render", "parent books.render"]
     connection = sqlite3.connect(path)
@@ -755,7 +755,7 @@ async def test_two_on_one_file_are_warned_of_a_sqlite_with_the_wal_reset_bug(
 
 
 async def test_a_dead_worker_without_work_is_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "SWEEP_EVERY", 0.01)
+    monkeypatch.setattr(engine, "SWEEP_EVERY", 0.01)
     async with _store(path) as observer:
         async with _store(path) as store:
             await store.join("w", LEASE)

@@ -3,7 +3,7 @@
 import pytest
 
 from lro.clock import Clock
-from lro.store import sqlite
+from lro.store import engine
 from lro.testing.contract import OpenStore, StoreContract
 from lro.testing.memory import Database, MemoryStore
 
@@ -18,7 +18,7 @@ class TestMemoryStore(StoreContract):
 
     @pytest.fixture
     def open_store(self, monkeypatch: pytest.MonkeyPatch) -> OpenStore:
-        monkeypatch.setattr(sqlite, "SWEEP_EVERY", 0.2)
+        monkeypatch.setattr(engine, "SWEEP_EVERY", 0.2)
         database = Database()
 
         def make(clock: Clock | None = None) -> MemoryStore:

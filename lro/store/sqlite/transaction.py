@@ -4,6 +4,8 @@ Its methods never suspend, so that a whole batch runs as one call on the writer'
 """
 
 import json
+import os
+import socket
 import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -73,7 +75,7 @@ class SQLiteTransaction:
         execute = self._connection.execute
         match query:
             case Due(jobs, limit):
-                return to_records(execute(sql.FIND_DUE, (self.now, jobs, limit)))
+                return to_records(execute(sql.FIND_DUE, (self.now, json.dumps(jobs), limit)))
             case Overdue(limit):
                 dead = await self.dead_owners({owner for (owner,) in execute(sql.OWNERS)})
                 return [
@@ -108,9 +110,13 @@ class SQLiteTransaction:
         if changes.removed:
             self._connection.execute(sql.DELETE, (json.dumps(list(changes.removed)),))
 
-    async def run(self, statement: str, values: Sequence[object]) -> bool:
-        """Run one statement and return whether it changed a row."""
-        return bool(self._connection.execute(statement, values).rowcount > 0)
+    async def beat(self, owner: str, lease_time: int) -> None:
+        """Count up a worker's beat, from 1 for one that is not known."""
+        self._connection.execute(sql.BEAT, (owner, lease_time, self.now, socket.gethostname(), os.getpid()))
+
+    async def leave(self, owner: str) -> bool:
+        """Forget a worker, unless it holds a lease; return whether it was known and is not any more."""
+        return bool(self._connection.execute(sql.LEAVE, (owner,)).rowcount > 0)
 
     async def run_within(self, within: Within) -> None:
         """Lend the connection to the function, in a savepoint."""
