@@ -106,15 +106,24 @@ Query = Due | Overdue
 class Select(Request[Sequence[Record]]):
     """Apply a rule to the records that a query finds; the answer is those that it changed or removed.
 
-    The rule returns None to have a record removed; that is answered as it was.
+    The rule returns None to have a record removed; that is answered as it was. If it changes any, that is a sign of
+    life of the worker in `beats`, with its lease time: one that stood still until now must not lose at once what it
+    claims.
     """
 
-    __slots__ = ("query", "rule")
+    __slots__ = ("beats", "query", "rule")
 
-    def __init__(self, query: Query, rule: Callable[[Record, Facts], Record | None]) -> None:
+    def __init__(
+        self,
+        query: Query,
+        rule: Callable[[Record, Facts], Record | None],
+        *,
+        beats: tuple[str, int] | None = None,
+    ) -> None:
         super().__init__()
         self.query = query
         self.rule = rule
+        self.beats = beats
 
 
 class Beat(Request[None]):
@@ -175,7 +184,7 @@ class Transaction(Protocol):
         ...
 
     async def beat(self, owner: str, lease_time: int) -> None:
-        """Count up a worker's beat, from 1 for one that is not known."""
+        """Count up a worker's beat, for one that is not known from a number that it never had."""
         ...
 
     async def leave(self, owner: str) -> bool:
@@ -242,6 +251,8 @@ async def apply(requests: Sequence[AnyRequest], transaction: Transaction) -> lis
         if isinstance(request, Select):
             selected = await _select(request, transaction)
             written.update((record.name, record) for record in selected)
+            if selected and request.beats is not None:
+                await transaction.beat(*request.beats)
         elif isinstance(request, Beat):
             await transaction.beat(request.owner, request.lease_time)
             request.answer(None)

@@ -178,8 +178,9 @@ class Engine(ABC):
         """See Store.claim."""
         if limit < 1:
             return ()
-        rule = partial(lifecycle.claim, owner=owner, lease_time=self._lease_time(owner))
-        changed = await self._write(Select(Due(tuple(sorted(jobs)), limit), rule))
+        lease_time = self._lease_time(owner)
+        rule = partial(lifecycle.claim, owner=owner, lease_time=lease_time)
+        changed = await self._write(Select(Due(tuple(sorted(jobs)), limit), rule, beats=(owner, lease_time)))
         return [record for record in changed if record.lease_owner == owner]
 
     async def join(self, owner: str, lease_time: int) -> None:

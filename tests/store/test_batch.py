@@ -106,9 +106,31 @@ async def test_a_worker_leaves_once_and_only_if_it_is_known(connection: LendingC
     beats = [Beat("w", 5), Beat("w", 5)]
     leaves = [Leave("w"), Leave("w"), Leave("x")]
     assert _apply(connection, *beats) == []
-    assert connection.execute("SELECT id, beat, lease_time FROM workers").fetchall() == [("w", 2, 5)]
+    assert connection.execute("SELECT id, lease_time FROM workers").fetchall() == [("w", 5)]
     assert _apply(connection, *leaves) == []
     assert [await answer_to(leave) for leave in leaves] == [True, False, False]
+
+
+async def test_a_claim_is_a_sign_of_life_and_looking_for_one_is_none(connection: LendingConnection) -> None:
+    def beats() -> list[int]:
+        return [beat for (beat,) in connection.execute("SELECT beat FROM workers")]
+
+    _apply(connection, Beat("w", 5))
+    (first,) = beats()
+    _apply(connection, Select(Due(("books.render",), 9), _state(State.RUNNING), beats=("w", 5)))
+    assert beats() == [first]
+    _apply(connection, Insert(sample_record()))
+    _apply(connection, Select(Due(("books.render",), 9), _state(State.RUNNING), beats=("w", 5)))
+    assert beats() == [first + 1]
+
+
+async def test_a_worker_that_is_known_again_does_not_beat_as_it_did(connection: LendingConnection) -> None:
+    seen: list[int] = []
+    for _ in range(3):
+        _apply(connection, Beat("w", 5))
+        seen += [beat for (beat,) in connection.execute("SELECT beat FROM workers")]
+        _apply(connection, Leave("w"))
+    assert len(set(seen)) == 3
 
 
 async def test_of_two_inserts_of_one_name_at_most_one_is_acknowledged(connection: LendingConnection) -> None:

@@ -288,3 +288,35 @@ class Claims(Promises):
                 clock.advance(LEASE - SECOND)
                 await store.renew("w")
             assert await observer.update(record.name, seeing_alive) == record
+
+    async def test_a_worker_whose_row_was_removed_is_alive_again_for_all(self, open_store: OpenStore) -> None:
+        """Also for who had seen it before: its beat does not begin again where it once was."""
+        clock = ManualClock(START + HOUR)
+        async with (
+            opened(open_store(ManualClock())) as store,
+            opened(open_store(clock)) as observer,
+            opened(open_store(ManualClock())) as other,
+        ):
+            await store.join("w", LEASE)
+            await store.insert(sample_record())
+            (record,) = await store.claim("w", ["books.render"], 1)
+            await observer.update(record.name, seeing_alive)
+            await finish(store, record)
+            await other.leave("w")  # it was frozen for long
+            clock.advance(LEASE)
+            await store.renew("w")
+            await store.insert(sample_record())
+            (record,) = await store.claim("w", ["books.render"], 1)
+            assert await observer.update(record.name, seeing_alive) == record
+
+    async def test_what_is_claimed_after_a_standstill_is_the_workers_own(self, open_store: OpenStore) -> None:
+        """A claim is a sign of life, though the lease has not been renewed for long: the whole process stood still."""
+        clock, others = ManualClock(), ManualClock(START + HOUR)
+        async with opened(open_store(clock)) as store, opened(open_store(others)) as observer:
+            await store.join("w", LEASE)
+            await self._sweep_passes(observer, others)  # it knows the worker's beat
+            await store.insert(sample_record())
+            clock.advance(LEASE)
+            others.advance(LEASE)
+            (record,) = await store.claim("w", ["books.render"], 1)
+            assert await observer.update(record.name, seeing_alive) == record
