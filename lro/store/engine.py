@@ -259,6 +259,8 @@ class Engine(ABC):
                 await self._sweep_all()
             except Unavailable as error:
                 log.warning("%s: the sweep is put off: %s", self._where, error)
+            except StoreClosed:
+                return
 
     async def _sweep_all(self) -> None:
         """Settle what time has decided; costs no write where there is nothing."""
@@ -267,7 +269,7 @@ class Engine(ABC):
             changed = await self._write(Select(Overdue(SWEEP_LIMIT), lifecycle.sweep))
             if len(changed) < SWEEP_LIMIT:
                 break
-        for owner in around.idle:
+        for owner in set(around.idle) - self._lease_times.keys():  # one of ours was frozen, and is no more
             log.info("%s: worker %s is gone", self._where, owner)
             await self.leave(owner)
 

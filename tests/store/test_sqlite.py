@@ -25,6 +25,7 @@ from lro.clock import Clock
 from lro.errors import FailedPrecondition, InvalidArgument, StoreClosed, Unavailable
 from lro.lifecycle import CancelOutcome, Record, State
 from lro.store import PageQuery, engine, open_store, sqlite
+from lro.store.engine import Surroundings
 from lro.store.leases import LockFiles
 from lro.store.migrations import shipped
 from lro.store.sqlite import SQLiteStore, lane
@@ -608,6 +609,32 @@ def _victim(path: Path, lease: int, mode: str = "") -> Iterator["subprocess.Pope
             yield process
         finally:
             process.kill()
+
+
+async def test_a_sweep_that_meets_the_close_is_no_failure(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looked = anyio.Event()
+
+    class Late(SQLiteStore):
+        is_entered = False
+
+        async def _look_around(self) -> Surroundings:
+            around = await super()._look_around()
+            if not self.is_entered:
+                return around
+            looked.set()
+            while self.ready:
+                await anyio.lowlevel.checkpoint()
+            return around._replace(due=True)  # and by now the store takes no more writes
+
+    monkeypatch.setattr(engine, "SWEEP_EVERY", 0)
+    late = Late(File(path, durability="process", busy_timeout=timedelta(seconds=5)))
+    async with late:
+        late.is_entered = True
+        await looked.wait()
+
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_killed_process_is_recognised_at_once(path: Path) -> None:

@@ -320,3 +320,15 @@ class Claims(Promises):
             others.advance(LEASE)
             (record,) = await store.claim("w", ["books.render"], 1)
             assert await observer.update(record.name, seeing_alive) == record
+
+    async def test_a_store_does_not_forget_a_worker_of_its_own(self, open_store: OpenStore) -> None:
+        """However long it stood still while it held nothing."""
+        clock = ManualClock(START + HOUR)
+        async with opened(open_store(clock)) as store:
+            await store.join("w", LEASE)
+            for _ in range(3):
+                await self._sweep_passes(store, clock)
+                clock.advance(LEASE)
+            await store.renew("w")
+            await store.insert(sample_record())
+            assert len(await store.claim("w", ["books.render"], 1)) == 1
