@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 POLL_EVERY = 1.0  # seconds between two looks where no hint came
 MAX_DUE = 10_000  # delayed operations whose time is kept in mind; the others are found by looking
 UNWIND_LOG_EVERY = 5.0  # seconds
+LAST_CLAIM = 10.0  # seconds that a shutdown waits for the answer to a claim; a store's patience is shorter
 
 
 class Worker:
@@ -162,7 +163,7 @@ class Worker:
             if not records:
                 await self._pause(self._until_due())
         if self._claim_lost:
-            for record in await self._find_lost():
+            for record in await until_saved(self._find_lost):
                 await self._give_back(record)
         self._claimer_done.set()
 
@@ -347,6 +348,8 @@ class Worker:
             for attempt in self._attempts.values():
                 why = "its thread reaches no checkpoint" if attempt.job.in_thread else "it swallows its cancellation"
                 about(log, attempt.record).error("it was stopped and still runs: %s; waiting for it", why)
+        with anyio.move_on_after(LAST_CLAIM):
+            await self._claimer_done.wait()  # what a slow claim has brought is to be given back, or it counts as lost
 
     async def _all_over(self) -> None:
         while self._attempts:
