@@ -191,12 +191,13 @@ class Transaction(Protocol):
         """Forget a worker, unless it holds a lease; return whether it was known and is not any more."""
         ...
 
-    async def run_within(self, within: Within) -> None:
+    async def run_within(self, within: Within) -> BaseException | None:
         """Call the function on this transaction's connection, in a savepoint.
+
+        Returns what the function raised, its own writes undone; what this raises is the database's own error.
 
         Raises:
             TransactionEnded: It has ended the transaction: there is nothing left to go on with.
-            BaseException: What the function raises; its own writes are undone.
         """
         ...
 
@@ -351,14 +352,10 @@ async def _run_within(request: Insert | Update, transaction: Transaction) -> boo
     """Call the caller's function, if there is one; False if it failed, and its caller with it."""
     if request.within is None:
         return True
-    try:
-        await transaction.run_within(request.within)
-    except TransactionEnded:
-        raise
-    except BaseException as error:
+    error = await transaction.run_within(request.within)
+    if error is not None:
         request.refuse(error)
-        return False
-    return True
+    return error is None
 
 
 async def _select(request: Select, transaction: Transaction) -> Sequence[Record]:

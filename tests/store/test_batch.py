@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -131,6 +132,26 @@ async def test_a_worker_that_is_known_again_does_not_beat_as_it_did(connection: 
         seen += [beat for (beat,) in connection.execute("SELECT beat FROM workers")]
         _apply(connection, Leave("w"))
     assert len(set(seen)) == 3
+
+
+@pytest.mark.parametrize("statement", ["SAVEPOINT", "RELEASE", "ROLLBACK TO"])
+def test_a_savepoint_that_fails_is_the_databases_error_and_not_the_callers(statement: str) -> None:
+    class Failing(LendingConnection):
+        def execute(self, *arguments: Any) -> Any:  # Any: as sqlite3 declares it
+            if str(arguments[0]).startswith(statement):
+                raise sqlite3.OperationalError("disk I/O error")
+            return super().execute(*arguments)
+
+    def within(_: sqlite3.Connection) -> None:
+        if statement == "ROLLBACK TO":
+            raise ValueError("of the caller")
+
+    with closing(Failing(":memory:", isolation_level=None)) as failing:
+        failing.executescript(shipped("sqlite")[0].sql)
+        insert = Insert(sample_record(), within)
+        with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+            _apply(failing, insert)
+        assert not insert.answered
 
 
 async def test_of_two_inserts_of_one_name_at_most_one_is_acknowledged(connection: LendingConnection) -> None:

@@ -118,9 +118,9 @@ class SQLiteTransaction:
         """Forget a worker, unless it holds a lease; return whether it was known and is not any more."""
         return bool(self._connection.execute(sql.LEAVE, (owner,)).rowcount > 0)
 
-    async def run_within(self, within: Within) -> None:
-        """Lend the connection to the function, in a savepoint."""
-        self._connection.lend(within)
+    async def run_within(self, within: Within) -> BaseException | None:
+        """Lend the connection to the function, in a savepoint, and return what it raised."""
+        return self._connection.lend(within)
 
 
 def _to_row(record: Record) -> tuple[object, ...]:

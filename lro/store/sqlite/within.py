@@ -27,29 +27,32 @@ class LendingConnection(sqlite3.Connection):
 
     _opened: list[sqlite3.Cursor | sqlite3.Blob] | None = None  # while it is lent: what was opened meanwhile
 
-    def lend(self, within: Within) -> None:
+    def lend(self, within: Within) -> BaseException | None:
         """Call the function with this connection, in a savepoint of the open transaction.
+
+        Returns what the function raised, its rows undone, or None.
 
         Raises:
             TransactionEnded: The whole transaction was rolled back; the cause is what the function raised.
-            BaseException: What the function raises; its rows are undone.
+            sqlite3.Error: The savepoint could not be made or left: that is none of the function's errors.
         """
         self.execute("SAVEPOINT lro_within")
         settings = {name: getattr(self, name) for name in ("row_factory", "text_factory", "isolation_level")}
         super().set_authorizer(_guard)
         self._opened = []
+        raised: BaseException | None = None
         try:
             _expect_done(within(self), within)  # type: ignore[func-returns-value]  # that is the question
             self.check_transaction()
         except BaseException as error:
-            self._take_back(settings)
-            if not self.in_transaction:
-                raise TransactionEnded from error
-            self.execute("ROLLBACK TO lro_within")
-            self.execute("RELEASE lro_within")
-            raise
+            raised = error
         self._take_back(settings)
+        if raised is not None:
+            if not self.in_transaction:
+                raise TransactionEnded from raised
+            self.execute("ROLLBACK TO lro_within")
         self.execute("RELEASE lro_within")
+        return raised
 
     def _take_back(self, settings: dict[str, Any]) -> None:  # Any: as sqlite3 has them
         for name, value in settings.items():
