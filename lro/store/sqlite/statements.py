@@ -75,8 +75,9 @@ ANYTHING_DUE = """SELECT
     OR EXISTS (SELECT 1 FROM operations WHERE expire_at IS NOT NULL AND expire_at <= :now)"""
 WORKERS = "SELECT id, beat, lease_time FROM workers"
 BEATS = WORKERS + " WHERE id IN (SELECT value FROM json_each(?))"
+# A row that comes back begins with no beat that anybody may have seen standing still before.
 BEAT = """INSERT INTO workers (id, beat, lease_time, started_at, host, pid)
-VALUES (?, 1, ?, ?, ?, ?)
+VALUES (?, random() & 0x3fffffffffffffff, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET beat = beat + 1"""
 LEAVE = """DELETE FROM workers
 WHERE id = ?

@@ -288,3 +288,26 @@ class Claims(Promises):
                 clock.advance(LEASE - SECOND)
                 await store.renew("w")
             assert await observer.update(record.name, seeing_alive) == record
+
+    async def test_a_worker_that_comes_back_is_alive_to_all(self, open_store: OpenStore) -> None:
+        """Also to those that had seen it stand still, though it was another that forgot it meanwhile."""
+        clock, other = ManualClock(START + HOUR), ManualClock(START)
+        async with (
+            opened(open_store(ManualClock())) as store,
+            opened(open_store(clock)) as forgetful,
+            opened(open_store(other)) as observer,
+        ):
+            await store.join("w", LEASE)
+            await store.insert(sample_record())
+            (record,) = await store.claim("w", ["books.render"], 1)
+            assert await observer.update(record.name, seeing_alive) == record
+            await finish(store, record)
+            await self._sweep_passes(forgetful, clock)
+            clock.advance(LEASE)
+            await self._sweep_passes(forgetful, clock)
+            await self._sweep_passes(forgetful, clock)
+            other.advance(LEASE)
+            await store.renew("w")
+            await store.insert(sample_record())
+            (record,) = await store.claim("w", ["books.render"], 1)
+            assert await observer.update(record.name, seeing_alive) == record
