@@ -408,7 +408,7 @@ class Notes(BaseModel):
         ("x" * 5_000_000, Code.RESOURCE_EXHAUSTED, "PROGRESS_TOO_LARGE"),
         ("\0", Code.INTERNAL, "PROGRESS_NOT_JSON"),
     ],
-    ids=lambda value: str(value)[:12],
+    ids=lambda value: str(value).replace("\0", "U+0000")[:12],
 )
 async def test_progress_that_cannot_be_kept_ends_a_job_that_lets_it(
     store: Store, text: str, code: Code | None, reason: str | None

@@ -94,7 +94,7 @@ def test_endpoints_under_fastapi_and_a_row_in_the_same_commit(tmp_path: Path) ->
 
 
 def test_an_import_goes_on_after_kill_9(tmp_path: Path) -> None:
-    books = 60_000
+    books = 20_000
     with (tmp_path / "books.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([f"978-{index:09}", f'Volume {index}, "the" book'] for index in range(books))
     with Command("lro", "serve", "examples.resume:service", "--port", "0", folder=tmp_path) as server:

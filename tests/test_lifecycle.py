@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -29,6 +29,7 @@ from lro.lifecycle import (
     pass_commit_point,
     request_cancel,
     save_progress,
+    start,
     sweep,
 )
 from lro.status import Code, Status, error_info
@@ -315,6 +316,7 @@ def test_giving_back_a_later_claim_keeps_the_time_of_the_first_start() -> None:
 
 def test_giving_back_a_later_claim_keeps_the_first_start_even_if_the_clock_jumped_back_to_it() -> None:
     second = take(running(**RESTARTABLE), at(1, expired=True))
+    assert second.claimed_at == NOW + SECOND + 1, "later than the first start, by the least there is"
     back = give_back(second, at(2), lease=Lease("worker-2", 2))
     assert back.started_at == NOW + SECOND
     assert request_cancel(back, at(3)).cancel_outcome is CancelOutcome.RETRY_SUPPRESSED
@@ -942,3 +944,39 @@ def test_a_claim_leaves_what_has_ended_alone_even_if_it_has_expired() -> None:
     expired = ended(State.FAILED, request_id="r", expire_at=NOW)
 
     assert claim(expired, Facts(NOW), owner="w", lease_time=HOUR) is expired
+
+
+def test_a_finish_repeated_after_a_delete_under_a_clock_that_jumped_back_changes_nothing() -> None:
+    it = running(**RESTARTABLE, deadline_at=NOW + 10 * SECOND, request_id="1")
+    forestalled = Raised(BROKEN, retry_in=6 * SECOND)
+    ended_late = finish(it, at(5), lease=LEASE, outcome=forestalled)
+    assert ended_late.state is State.FAILED
+
+    hidden = delete(ended_late, at(1))
+
+    assert finish(hidden, at(2), lease=LEASE, outcome=forestalled) is hidden
+
+
+def test_a_new_operation_has_what_it_is_given_and_else_belongs_to_nobody() -> None:
+    bare = start(NOW, name=NAME, job="books.render", retention=HOUR)
+
+    assert (bare.parent, bare.owner, bare.tenant, bare.target) == ("", "", "", "")
+    assert (bare.response_type, bare.metadata_type) == ("", "")
+    assert (bare.params, bare.progress, bare.request_id, bare.request_digest) == (None, None, None, None)
+    given: dict[str, Any] = {  # Any: one type per argument
+        "progress": "{}",
+        "params": "[]",
+        "request_id": "1",
+        "request_digest": "d",
+        "owner": "ann",
+        "tenant": "t",
+    }
+    full = start(NOW, name=NAME, job="books.render", retention=HOUR, **given)
+    assert {field: getattr(full, field) for field in given} == given
+
+
+def test_a_request_id_counts_to_the_end_of_its_window_and_no_longer() -> None:
+    expired = ended(State.FAILED, request_id="r", expire_at=NOW)
+
+    assert sweep(expired, Facts(NOW + REQUEST_WINDOW - 1)) is not None
+    assert sweep(expired, Facts(NOW + REQUEST_WINDOW)) is None

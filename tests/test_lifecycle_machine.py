@@ -2,8 +2,10 @@
 
 The oracle below is written from the table of docs/design.md and calls nothing of `lifecycle`. Every record
 that a story reaches is also inserted in a real database, whose CHECK constraints must take it.
+LRO_TEST_EXAMPLES is how many stories there are.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -622,7 +624,7 @@ def _check_step(before: Record, after: Record) -> None:
 
 TestLifecycle = Lifecycle.TestCase
 TestLifecycle.settings = settings(
-    max_examples=150,
+    max_examples=int(os.environ.get("LRO_TEST_EXAMPLES", "100")),
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from lro.errors import InvalidArgument, NotFound
+from lro.errors import Aborted, InvalidArgument, NotFound
 from lro.lifecycle import Facts, Record, State
 from lro.store.batch import AnyRequest, Beat, Changes, Due, Insert, Leave, Select, Update, apply
 from lro.store.hints import Hub
@@ -104,10 +104,11 @@ async def test_a_rule_is_told_whether_the_worker_is_dead(connection: LendingConn
 
 
 async def test_a_worker_leaves_once_and_only_if_it_is_known(connection: LendingConnection) -> None:
-    beats = [Beat("w", 5), Beat("w", 5)]
     leaves = [Leave("w"), Leave("w"), Leave("x")]
-    assert _apply(connection, *beats) == []
-    assert connection.execute("SELECT id, lease_time FROM workers").fetchall() == [("w", 5)]
+    assert _apply(connection, Beat("w", 5)) == []
+    (first,) = connection.execute("SELECT beat FROM workers").fetchone()
+    assert _apply(connection, Beat("w", 5)) == []
+    assert connection.execute("SELECT id, beat, lease_time FROM workers").fetchall() == [("w", first + 1, 5)]
     assert _apply(connection, *leaves) == []
     assert [await answer_to(leave) for leave in leaves] == [True, False, False]
 
@@ -152,6 +153,36 @@ def test_a_savepoint_that_fails_is_the_databases_error_and_not_the_callers(state
         with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
             _apply(failing, insert)
         assert not insert.answered
+
+
+async def test_of_exclusive_records_in_one_batch_each_place_has_its_own_rival(connection: LendingConnection) -> None:
+    there = sample_record(exclusive=True, target="a")
+    _apply(connection, Insert(there))
+    inserts = [Insert(sample_record(exclusive=True, target=target), pending_limit=9) for target in "abbc"]
+    written = _apply(connection, *inserts)
+    assert written == [inserts[1].record, inserts[3].record]
+    for refused, rival in ((inserts[0], there), (inserts[2], inserts[1].record)):
+        with pytest.raises(Aborted) as raised:
+            await answer_to(refused)
+        assert raised.value.metadata["rival"] == rival.name
+
+
+async def test_what_is_not_there_is_refused_by_its_name(connection: LendingConnection) -> None:
+    missing_one = Update("operations/none", _append("x"))
+    assert _apply(connection, missing_one) == []
+    with pytest.raises(NotFound) as raised:
+        await answer_to(missing_one)
+    assert raised.value.message == "There is no operation operations/none"
+    assert raised.value.metadata == {"name": "operations/none"}
+
+
+async def test_a_name_that_the_batch_has_given_is_refused_and_the_rest_is_served(connection: LendingConnection) -> None:
+    first, again, last = (Insert(sample_record(name=name)) for name in ("n", "n", "m"))
+    assert _apply(connection, first, again, last) == [first.record, last.record]
+    with pytest.raises(InvalidArgument) as raised:
+        await answer_to(again)
+    assert (raised.value.message, raised.value.reason) == ("n is taken", "NAME_TAKEN")
+    assert await answer_to(last) == last.record
 
 
 async def test_of_two_inserts_of_one_name_at_most_one_is_acknowledged(connection: LendingConnection) -> None:

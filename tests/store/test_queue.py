@@ -121,10 +121,12 @@ async def test_a_failure_refuses_the_batch_and_comes_out() -> None:
     assert errors[0] is not errors[1]
 
 
-async def test_an_error_of_the_library_refuses_the_batch_and_the_queue_goes_on() -> None:
+async def test_an_error_of_the_library_refuses_the_batch_and_the_queue_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def serve(batch: Sequence[Ask]) -> None:
         if batch[0].word == "bad":
-            raise Unavailable("the disk is full", reason="FULL")
+            raise Unavailable("the disk is full", reason="FULL", inside="x.db")
         for request in batch:
             request.answer(request.word)
 
@@ -133,8 +135,9 @@ async def test_an_error_of_the_library_refuses_the_batch_and_the_queue_goes_on()
     async with anyio.create_task_group() as group:
         group.start_soon(queue.run)
         refused = await _serve(queue, "bad", "b")
-        assert [(type(error), str(error)) for error in refused] == [(Unavailable, "the disk is full")] * 2
+        assert [(type(error), str(error)) for error in refused] == [(Unavailable, "the disk is full (x.db)")] * 2
         assert {error.reason for error in refused if isinstance(error, Unavailable)} == {"FULL"}
+        assert [line.getMessage() for line in caplog.records] == ["the disk is full (x.db)"]
         assert await _serve(queue, "good") == ["good"]
         await queue.close(5)
 

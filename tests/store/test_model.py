@@ -1,0 +1,78 @@
+"""Any history on every store, against a model of one, and on two stores at once.
+
+LRO_TEST_EXAMPLES is how many histories each of these is told; by default a few.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import settings
+
+from lro.clock import Clock
+from lro.store import Store
+from lro.store.sqlite import SQLiteStore
+from lro.store.sqlite.place import File
+from lro.testing import memory
+from lro.testing.memory import MemoryStore
+from lro.testing.model import SETTINGS, Database, ModelContract, NewDatabase, PairContract
+
+
+def examples(few: int) -> settings:
+    return settings(SETTINGS, max_examples=int(os.environ.get("LRO_TEST_EXAMPLES", few)))
+
+
+async def _sweep(store: Store) -> None:
+    assert isinstance(store, SQLiteStore)
+    await store._sweep_all()
+
+
+@contextmanager
+def in_a_file() -> Iterator[Database]:
+    with TemporaryDirectory() as folder:
+
+        def make_store(clock: Clock) -> Store:
+            place = File(Path(folder) / "lro.db", durability="process", busy_timeout=timedelta(seconds=5))
+            return SQLiteStore(place, clock=clock, sweeps=False)
+
+        yield Database(make_store, _sweep)
+
+
+@contextmanager
+def in_memory() -> Iterator[Database]:
+    shared: list[memory.Database] = []
+
+    def make_store(clock: Clock) -> Store:
+        if not shared:
+            shared.append(memory.Database())  # on the thread that it will be used on
+        return MemoryStore(shared[0], clock=clock, sweeps=False)
+
+    yield Database(make_store, _sweep)
+
+
+class TestFile(ModelContract):
+    settings = examples(20)
+
+    @pytest.fixture
+    def new_database(self) -> NewDatabase:
+        return in_a_file
+
+
+class TestMemory(ModelContract):
+    settings = examples(40)
+
+    @pytest.fixture
+    def new_database(self) -> NewDatabase:
+        return in_memory
+
+
+class TestFileAndMemory(PairContract):
+    settings = examples(15)
+
+    @pytest.fixture
+    def new_databases(self) -> Sequence[NewDatabase]:
+        return [in_a_file, in_memory]
