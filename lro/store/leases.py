@@ -10,6 +10,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 __all__ = ["UNKNOWN_LEASE", "Leases", "LockFiles"]
@@ -54,6 +55,16 @@ class Leases:
                 self._seen[owner] = (beat, now)
                 return False
             return now - since >= lease_time / 1_000_000
+
+    def excuse(self, seconds: float = inf) -> None:
+        """Leave time out of account in which nobody could write here, and so nobody could beat.
+
+        Args:
+            seconds: How long it was; all that has passed by default.
+        """
+        now = self._monotonic()
+        with self._guard:
+            self._seen = {owner: (beat, min(now, since + seconds)) for owner, (beat, since) in self._seen.items()}
 
     def forget(self, owner: str) -> None:
         """Drop what is known of a worker that is gone."""
