@@ -79,6 +79,7 @@ class Place(Protocol):
 
         Raises:
             StoreDamaged: It is not.
+            sqlite3.Error: That can't be seen now.
         """
         ...
 
@@ -142,7 +143,10 @@ class File:
 
     def check(self) -> None:
         """See Place.check."""
-        self._original.check()
+        try:
+            self._original.check()
+        except OSError as error:
+            raise sqlite3.OperationalError(str(error)) from error
 
     def ring(self) -> None:
         """See Place.ring."""
