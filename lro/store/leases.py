@@ -36,19 +36,20 @@ class Leases:
         """Return whether the worker lives in this process."""
         return self._locks is not None and self._locks.holds(owner)
 
-    def is_dead(self, owner: str, beat: int | None, lease_time: int) -> bool:
+    def is_dead(self, owner: str, beat: int | None, lease_time: int, *, at: float = inf) -> bool:
         """Note a worker's beat and return whether its leases have expired.
 
         Args:
             owner: The worker.
             beat: Its beat now; None if its row is gone.
             lease_time: Its lease time in microseconds.
+            at: When, if that is not now: the beginning of a transaction, since which nobody else could beat.
         """
         if self.is_ours(owner):
             return False
         if self._locks is not None and self._locks.is_abandoned(owner):
             return True
-        now = self._monotonic()
+        now = min(self._monotonic(), at)
         with self._guard:
             seen, since = self._seen.get(owner, (None, now))
             if owner not in self._seen or seen != beat:

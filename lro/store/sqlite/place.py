@@ -151,7 +151,7 @@ class File:
     def ring(self) -> None:
         """See Place.ring."""
         if self._bell is not None:
-            self._bell.ring()
+            self._turn.shared = self._bell.ring() > 0
 
     def let_go(self) -> None:
         """See Place.let_go. A child that kept its locks would hide its parent's death."""
