@@ -82,7 +82,7 @@ def _migrate(connection: sqlite3.Connection, migration: Migration, place: str, n
         for statement in _statements(migration.sql):
             connection.execute(statement)
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorname", "") not in {"SQLITE_ERROR", "SQLITE_CONSTRAINT"}:
+        if not getattr(error, "sqlite_errorname", "").startswith(("SQLITE_ERROR", "SQLITE_CONSTRAINT")):
             raise
         msg = f"{place}: migration {migration.number} ({migration.name}) can't be applied there: {error}"
         raise FailedPrecondition(msg, reason="MIGRATION_FAILED", migration=str(migration.number)) from error
