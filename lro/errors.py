@@ -12,6 +12,7 @@
     ├── Unavailable             UNAVAILABLE
     ├── LeaseLost               ABORTED
     ├── StoreClosed             UNAVAILABLE
+    │   └── StoreDamaged        DATA_LOSS
     ├── OperationError          raised by a job: its public error
     └── OperationFailed         the operation ended in an error
         └── OperationCancelled  ... which is CANCELLED
@@ -38,6 +39,7 @@ __all__ = [
     "ResourceExhausted",
     "Stopped",
     "StoreClosed",
+    "StoreDamaged",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
@@ -154,6 +156,13 @@ class StoreClosed(LROError):
 
     code = Code.UNAVAILABLE
     reason = "STORE_CLOSED"
+
+
+class StoreDamaged(StoreClosed):
+    """The store has lost what it held, or can't read it: it has stopped, and trying again does not help."""
+
+    code = Code.DATA_LOSS
+    reason = "STORE_DAMAGED"
 
 
 class LeaseLost(LROError):

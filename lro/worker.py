@@ -103,11 +103,12 @@ class Worker:
         self._due: list[int] = []  # a heap of times at which delayed operations may be claimed, as far as known
         self._claim_lost = False  # a claim failed that may have been committed: then its records are ours
         self._claimer_done = anyio.Event()
+        self._store_lost = False
 
     @property
     def ready(self) -> bool:
         """True while it claims and keeps its leases."""
-        return self._supervisor.healthy and not self._closing
+        return self._supervisor.healthy and not self._closing and not self._store_lost
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -158,14 +159,26 @@ class Worker:
                 log.warning("claiming failed: %s", error)
                 await self._pause(POLL_EVERY)
                 continue
+            except StoreClosed as error:
+                self._lose_store(error)
+                break
             for record in records:
                 await self._start(record)
             if not records:
                 await self._pause(self._until_due())
-        if self._claim_lost:
+        if self._claim_lost and not self._store_lost:
             for record in await until_saved(self._find_lost):
                 await self._give_back(record)
         self._claimer_done.set()
+
+    def _lose_store(self, error: StoreClosed) -> None:
+        """Stop all that runs: the store has stopped, and nothing that is done from now on would ever be known."""
+        if not self._store_lost:
+            self._store_lost = True
+            log.error("worker %s stops its operations: %s", self.id, error)
+        for attempt in self._attempts.values():
+            if not attempt.over:
+                attempt.stop.force(StopReason.LEASE_LOST)
 
     async def _claim_due(self, limit: int) -> Sequence[Record]:
         self._claim_lost = True  # until we know better
@@ -311,6 +324,9 @@ class Worker:
                 log.warning("the leases of worker %s could not be renewed or read: %s", self.id, error)
                 await anyio.sleep(POLL_EVERY / 4)
                 continue
+            except StoreClosed as error:
+                self._lose_store(error)
+                return
             held = {record.name: record for record in records}
             for attempt in mine:
                 self._tell(attempt, held.get(attempt.record.name))

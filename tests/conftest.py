@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lro.store import Store, open_store
+from tests.disks import can_mount
 
 
 @pytest.fixture(params=["asyncio"])
@@ -38,4 +39,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _has(what: str) -> bool:
-    return shutil.which(what) is not None
+    return can_mount() if what == "tmpfs" else shutil.which(what) is not None

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,10 +24,20 @@ uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 class Server:
-    """Serves `module:app` from a directory; the port stays the same when it is started again."""
+    """Serves `module:app` from a directory; the port stays the same when it is started again.
 
-    def __init__(self, app: str, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    Args:
+        app: What it serves.
+        folder: Where it runs.
+        environment: What it finds in its environment besides.
+        inside: A command that runs the one that follows it, such as `disks.private_tmpfs`.
+    """
+
+    def __init__(
+        self, app: str, folder: Path, environment: Mapping[str, str] | None = None, inside: Sequence[str] = ()
+    ) -> None:
         self._app = app
+        self._inside = inside
         self._folder = folder
         self._environment = {**os.environ, **(environment or {})}
         self._listener = socket.create_server(("127.0.0.1", 0))  # connections wait in its backlog until it is served
@@ -49,7 +59,7 @@ class Server:
         descriptor = self._listener.fileno()
         code = _RUN.format(path=str(REPOSITORY), app=self._app, descriptor=descriptor)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=self._folder, pass_fds=[descriptor], env=self._environment
+            [*self._inside, sys.executable, "-c", code], cwd=self._folder, pass_fds=[descriptor], env=self._environment
         )
 
     @property

@@ -94,6 +94,7 @@ class Engine(ABC):
         self._exits = AsyncExitStack()
         self._lease_times: dict[str, int] = {}  # of the workers that joined here
         self._secret = b""
+        self._failure: StoreClosed | None = None  # why it has stopped by itself
 
     def __repr__(self) -> str:
         """Name the place."""
@@ -105,6 +106,7 @@ class Engine(ABC):
         Raises:
             RuntimeError: Not under asyncio, or it is open, or was when this process was forked.
             FailedPrecondition: The schema is not this library's, or the database too old.
+            StoreDamaged: What is there is damaged, or what was there is gone.
             Unavailable: The database can't be reached.
         """
         if self._state != "closed":
@@ -146,8 +148,8 @@ class Engine(ABC):
 
     @property
     def ready(self) -> bool:
-        """True while it is open and all its background loops run."""
-        return self._state == "open" and self._supervisor.healthy
+        """True while it is open, has not stopped by itself, and all its background loops run."""
+        return self._state == "open" and self._failure is None and self._supervisor.healthy
 
     async def insert(
         self,
@@ -226,6 +228,18 @@ class Engine(ABC):
     def _check_open(self) -> None:
         if self._state != "open":
             raise StoreClosed(FORKED) if self._state == "forked" else StoreClosed()
+        self._refuse_if_stopped()
+
+    def _refuse_if_stopped(self) -> None:
+        if (cause := self._failure) is not None:
+            raise type(cause)(cause.message, reason=cause.reason, inside=cause.inside) from cause
+
+    def _stop(self, cause: StoreClosed) -> None:
+        """Stop for good: what is wrong does not mend by itself, and each further write might make it worse."""
+        if self._failure is None:
+            self._failure = cause
+            log.critical("%s", cause)
+            self._hub.publish_unknown()  # who waits looks again, and hears of it
 
     def _lease_time(self, owner: str) -> int:
         self._check_open()
@@ -241,12 +255,14 @@ class Engine(ABC):
         return await request.wait()
 
     async def _serve_writes(self, batch: Sequence[AnyRequest]) -> None:
+        self._refuse_if_stopped()
         written = await self._carry_out(batch)
         if written:
             self._hub.publish(written)
             self._hint(written)
 
     async def _serve_gets(self, batch: Sequence[Get]) -> None:
+        self._refuse_if_stopped()
         records = await self._read_records([request.name for request in batch])
         found = {record.name: record for record in records}
         for request in batch:
@@ -260,7 +276,7 @@ class Engine(ABC):
             except Unavailable as error:
                 log.warning("%s: the sweep is put off: %s", self._where, error)
             except StoreClosed:
-                return
+                return  # it has stopped, and the log says why
 
     async def _sweep_all(self) -> None:
         """Settle what time has decided; costs no write where there is nothing."""

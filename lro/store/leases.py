@@ -10,6 +10,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 __all__ = ["UNKNOWN_LEASE", "Leases", "LockFiles"]
@@ -35,25 +36,36 @@ class Leases:
         """Return whether the worker lives in this process."""
         return self._locks is not None and self._locks.holds(owner)
 
-    def is_dead(self, owner: str, beat: int | None, lease_time: int) -> bool:
+    def is_dead(self, owner: str, beat: int | None, lease_time: int, *, at: float = inf) -> bool:
         """Note a worker's beat and return whether its leases have expired.
 
         Args:
             owner: The worker.
             beat: Its beat now; None if its row is gone.
             lease_time: Its lease time in microseconds.
+            at: When, if that is not now: the beginning of a transaction, since which nobody else could beat.
         """
         if self.is_ours(owner):
             return False
         if self._locks is not None and self._locks.is_abandoned(owner):
             return True
-        now = self._monotonic()
+        now = min(self._monotonic(), at)
         with self._guard:
             seen, since = self._seen.get(owner, (None, now))
             if owner not in self._seen or seen != beat:
                 self._seen[owner] = (beat, now)
                 return False
             return now - since >= lease_time / 1_000_000
+
+    def excuse(self, seconds: float = inf) -> None:
+        """Leave time out of account in which nobody could write here, and so nobody could beat.
+
+        Args:
+            seconds: How long it was; all that has passed by default.
+        """
+        now = self._monotonic()
+        with self._guard:
+            self._seen = {owner: (beat, min(now, since + seconds)) for owner, (beat, since) in self._seen.items()}
 
     def forget(self, owner: str) -> None:
         """Drop what is known of a worker that is gone."""

@@ -116,6 +116,13 @@ class Queue(Generic[R]):
                         request.refuse(self._refusal(None))
                     request.release()
 
+    def refuse_waiting(self, cause: LROError) -> None:
+        """Refuse all that wait, who would only wait as long again for the same refusal."""
+        while self._waiting:
+            request = self._waiting.popleft()
+            request.refuse(self._refusal(cause))
+            request.release()
+
     async def close(self, seconds: float) -> None:
         """Take no more requests, and wait until those that are queued are served, for so long at most."""
         self._open = False

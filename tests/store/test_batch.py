@@ -229,9 +229,9 @@ async def test_nobody_knows_what_changed_is_a_hint_too() -> None:
 
 def test_migrations_that_are_missing_are_named_in_order() -> None:
     known = [Migration(number, f"m{number}", f"SELECT {number};") for number in (1, 2, 3)]
-    assert missing(known, {}, "x") == known
-    assert missing(known, {1: known[0].checksum}, "x") == known[1:]
-    assert missing(known, {step.number: step.checksum for step in known}, "x") == []
+    assert missing(known, {}, 0, "x") == known
+    assert missing(known, {1: known[0].checksum}, 1, "x") == known[1:]
+    assert missing(known, {step.number: step.checksum for step in known}, 3, "x") == []
 
 
 def test_shipped_migrations_are_numbered_without_gaps() -> None:

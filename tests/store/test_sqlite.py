@@ -156,14 +156,14 @@ async def test_a_migration_is_recorded(path: Path) -> None:
     clock = ManualClock()
     async with _store(path, clock=clock) as store:
         applied = await _ask(store, "SELECT * FROM schema_migrations ORDER BY number")
-    assert applied == [(step.number, step.name, step.checksum, START) for step in shipped("sqlite")]
+    assert applied == [(step.number, step.name, step.checksum, START, 0) for step in shipped("sqlite")]
     assert applied
 
 
 @pytest.mark.parametrize(
     ("change", "reason", "message"),
     [
-        ("INSERT INTO schema_migrations VALUES (99, 'later', 'x', 1)", "SCHEMA_TOO_NEW", "has schema 99"),
+        ("INSERT INTO schema_migrations VALUES (99, 'later', 'x', 1, 0)", "SCHEMA_TOO_NEW", "has schema 99"),
         ("UPDATE schema_migrations SET checksum = 'x'", "SCHEMA_DIFFERS", "migration 1 (operations) is not the one"),
     ],
 )
@@ -211,14 +211,12 @@ async def test_an_old_sqlite_is_refused(path: Path, monkeypatch: pytest.MonkeyPa
             pytest.fail("it opened")
 
 
-@pytest.mark.parametrize("kind", ["no folder", "a folder", "no database"])
+@pytest.mark.parametrize("kind", ["no folder", "a folder"])
 async def test_what_can_not_be_opened_is_unavailable(path: Path, kind: str) -> None:
     if kind == "no folder":
         path = path / "missing" / "lro.db"
-    elif kind == "a folder":
-        path.mkdir()
     else:
-        path.write_bytes(b"this is no database, but long enough to look like one" * 100)
+        path.mkdir()
     with pytest.raises(Unavailable, match="can't be opened") as raised:
         async with _store(path):
             pytest.fail("it opened")

@@ -15,13 +15,15 @@ from typing import Any, TypeVar
 import anyio
 
 from lro.clock import Clock
-from lro.errors import FailedPrecondition, InvalidArgument, Unavailable
+from lro.errors import FailedPrecondition, InvalidArgument, LROError, StoreClosed, Unavailable
 from lro.lifecycle import Record
 from lro.store.base import Page, PageQuery
 from lro.store.batch import AnyRequest, Select, TransactionEnded, apply
 from lro.store.engine import Engine, Surroundings
 from lro.store.leases import UNKNOWN_LEASE, Leases
+from lro.store.migrations import too_new
 from lro.store.sqlite import statements as sql
+from lro.store.sqlite.damage import damage_of
 from lro.store.sqlite.listing import read_page
 from lro.store.sqlite.place import Place, RunsOnConnection
 from lro.store.sqlite.setup import roll_back, set_up_writer
@@ -35,8 +37,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+LONG_WAIT = 0.5  # seconds for the right to write, or with it, that may have kept others from renewing their leases
 
 READ_FAILED = "the read failed; try again"
+OUTDATED = "a newer version of the service has taken over this store, and this one has stopped"
 
 
 class SQLiteStore(Engine):
@@ -61,10 +65,13 @@ class SQLiteStore(Engine):
         try:
             await self._place.open(exits, self._hub.publish_unknown)
             self._writer = await self._connect(exits)
-            secret = await self._writer.run(self._set_up)
+            secret, self._newest = await self._writer.run(self._set_up)
+            self._place.check()
             self._reader = await self._connect(exits, reads_only=True)
             self._lister = await self._connect(exits, reads_only=True)
         except (OSError, sqlite3.Error) as error:
+            if isinstance(error, sqlite3.Error) and (damage := damage_of(error, self._where)) is not None:
+                raise damage from error
             inside = f"{self._where}: {error}"
             raise Unavailable("the store can't be opened", reason="STORE_UNAVAILABLE", inside=inside) from error
         return secret
@@ -74,13 +81,17 @@ class SQLiteStore(Engine):
         exits.push_async_callback(lane.close)
         return lane
 
-    def _set_up(self, connection: LendingConnection) -> bytes:
+    def _set_up(self, connection: LendingConnection) -> tuple[bytes, int]:
         with self._place.turn:
             return set_up_writer(connection, self._where, self._place.synchronous, self._clock.now())
 
     def _welcome(self, owner: str) -> None:
         if self._place.locks is not None:
-            self._place.locks.acquire(owner)  # before its row: a row without a held lock is a dead worker's
+            try:
+                self._place.locks.acquire(owner)  # before its row: a row without a held lock is a dead worker's
+            except OSError as error:
+                inside = f"{self._where}: {error}"
+                raise Unavailable("the worker's lock file can't be made; try again", inside=inside) from error
 
     def _dismiss(self, owner: str) -> None:
         if self._place.locks is not None:
@@ -97,10 +108,16 @@ class SQLiteStore(Engine):
     async def _read(self, lane: RunsOnConnection, function: Callable[[LendingConnection], T]) -> T:
         try:
             return await lane.run(function)
+        except StoreClosed as error:
+            self._stop(error)
+            raise
         except sqlite3.Error as error:
-            unavailable = _unavailable(error, self._where, READ_FAILED)
-            log.warning("%s", unavailable)
-            raise unavailable from error
+            refusal = self._judge(error, READ_FAILED)
+            if isinstance(refusal, StoreClosed):
+                self._stop(refusal)
+            else:
+                log.warning("%s", refusal)
+            raise refusal from error
 
     async def _read_records(self, names: Sequence[str]) -> Sequence[Record]:
         text = json.dumps(names)
@@ -123,6 +140,7 @@ class SQLiteStore(Engine):
         return await self._read(self._lister, self._look)
 
     def _look(self, connection: LendingConnection) -> Surroundings:
+        self._check_file(connection)
         (due,) = connection.execute(sql.ANYTHING_DUE, {"now": self._clock.now()}).fetchone()
         owners = {owner for (owner,) in connection.execute(sql.OWNERS)}
         known = {owner: (beat, lease_time) for owner, beat, lease_time in connection.execute(sql.WORKERS)}
@@ -133,9 +151,16 @@ class SQLiteStore(Engine):
         return Surroundings(bool(due), bool(dead & owners), dead - owners)
 
     async def _carry_out(self, batch: Sequence[AnyRequest]) -> Sequence[Record]:
+        began = anyio.current_time()
         try:
             return await self._writer.run(partial(self._transact, batch))
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, StoreClosed):
+                self._stop(error)
+            elif isinstance(error, Unavailable):
+                self._leases.excuse()
+                if anyio.current_time() - began >= 0.9 * self._patience:
+                    self._writes.refuse_waiting(error)
             with anyio.CancelScope(shield=True):
                 if await self._writer.run(lambda connection: connection.in_transaction):
                     await self._replace_writer()
@@ -163,7 +188,7 @@ class SQLiteStore(Engine):
             request.reset()
             try:
                 written += self._transact([request], connection)
-            except Unavailable as error:  # those before it are committed
+            except (Unavailable, StoreClosed) as error:  # those before it are committed
                 self._refuse(request, error)
                 for later in batch[number + 1 :]:
                     self._refuse(later, Unavailable("nothing was written; try again", reason="STORE_UNAVAILABLE"))
@@ -180,19 +205,48 @@ class SQLiteStore(Engine):
         try:
             if self._finds_nothing(batch, connection):
                 return []
+            asked = self._clock.monotonic()
             with self._place.turn:
                 connection.execute("BEGIN IMMEDIATE")
-                transaction = SQLiteTransaction(connection, self._clock.now(), self._leases)
+                began = self._excuse_since(asked)
+                self._check_file(connection)
+                transaction = SQLiteTransaction(connection, self._clock.now(), self._leases, began)
                 written = _finish(apply(batch, transaction))
                 what = "the outcome is unknown, so read again before you repeat it"
                 connection.execute("COMMIT")
+                self._excuse_since(began)
         except DATA_ERRORS:
             raise
         except sqlite3.Error as error:
-            raise _unavailable(error, self._where, what) from error
+            raise self._judge(error, what) from error
         finally:
             roll_back(connection)
         return written
+
+    def _excuse_since(self, then: float) -> float:
+        """Hold the time since then against nobody if it was long: others could not write in it, nor beat."""
+        now = self._clock.monotonic()
+        if now - then > LONG_WAIT:
+            self._leases.excuse(now - then)
+        return now
+
+    def _check_file(self, connection: LendingConnection) -> None:
+        """Make sure that this is the file that was opened, and that no newer library has claimed it meanwhile."""
+        self._place.check()
+        (needed,) = connection.execute(sql.NEEDED).fetchone()
+        if needed > self._newest:
+            inside = too_new(needed, self._newest, self._where)
+            raise StoreClosed(OUTDATED, reason="SERVICE_OUTDATED", inside=inside)
+
+    def _judge(self, error: sqlite3.Error, what: str) -> LROError:
+        """Tell damage from what the next try may find well again."""
+        try:
+            self._place.check()
+        except StoreClosed as damage:  # the cause of an error that tells of a file that can't be read
+            return damage
+        except sqlite3.Error:
+            pass
+        return damage_of(error, self._where) or _unavailable(error, self._where, what)
 
     def _finds_nothing(self, batch: Sequence[AnyRequest], connection: LendingConnection) -> bool:
         """Answer a batch of searches that find nothing, without taking the write lock to learn it."""

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from lro.store.leases import LockFiles
 from lro.store.sqlite.bell import Bell
+from lro.store.sqlite.damage import Original
 from lro.store.sqlite.lane import Lane
 from lro.store.sqlite.setup import create_file, set_up_reader
 from lro.store.sqlite.turn import Turn
@@ -73,6 +74,15 @@ class Place(Protocol):
         """Return a connection, one that reads or the one that writes."""
         ...
 
+    def check(self) -> None:
+        """Make sure, from any thread, that what is there is still what was opened; first called with its tables made.
+
+        Raises:
+            StoreDamaged: It is not.
+            sqlite3.Error: That can't be seen now.
+        """
+        ...
+
     def ring(self) -> None:
         """Tell the others that something was written."""
         ...
@@ -102,10 +112,12 @@ class File:
         self.turn: AbstractContextManager[Any]  # Any: see Place
         self.turn = self._turn = Turn(self._directory / "write.turn", self.patience)
         self._bell: Bell | None = None
+        self._original = Original(self.path, self._directory)
 
     async def open(self, exits: AsyncExitStack, heard: Callable[[], None]) -> None:
         """See Place.open."""
         _require_asyncio()
+        self._original.refuse_loss()
         create_file(self.path)
         assert self.locks is not None
         exits.callback(self.locks.close)
@@ -123,17 +135,23 @@ class File:
         """See Place.connect."""
         lane = await Lane.open(self.path, timeout=self.patience)
         try:
-            if reads_only:
-                await lane.run(set_up_reader)
+            await lane.run(set_up_reader if reads_only else self._original.refuse_emptiness)
         except BaseException:
             await lane.close()
             raise
         return lane
 
+    def check(self) -> None:
+        """See Place.check."""
+        try:
+            self._original.check()
+        except OSError as error:
+            raise sqlite3.OperationalError(str(error)) from error
+
     def ring(self) -> None:
         """See Place.ring."""
         if self._bell is not None:
-            self._bell.ring()
+            self._turn.shared = self._bell.ring() > 0
 
     def let_go(self) -> None:
         """See Place.let_go. A child that kept its locks would hide its parent's death."""

@@ -6,8 +6,10 @@ import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
-from lro.store.migrations import missing, shipped
+from lro.errors import FailedPrecondition
+from lro.store.migrations import Migration, missing, shipped
 from lro.store.sqlite import statements as sql
+from lro.store.sqlite.damage import TABLES, UNREADABLE, damaged
 
 __all__ = ["create_file", "roll_back", "set_up_reader", "set_up_writer"]
 
@@ -28,8 +30,8 @@ def set_up_reader(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_autocheckpoint = 0")
 
 
-def set_up_writer(connection: sqlite3.Connection, place: str, synchronous: str, now: int) -> bytes:
-    """Make it the connection that writes, bring the schema up to date, and return the file's secret.
+def set_up_writer(connection: sqlite3.Connection, place: str, synchronous: str, now: int) -> tuple[bytes, int]:
+    """Make it the connection that writes, and bring the schema up to date, one transaction a migration.
 
     Args:
         connection: The connection.
@@ -37,27 +39,55 @@ def set_up_writer(connection: sqlite3.Connection, place: str, synchronous: str, 
         synchronous: SQLite's `synchronous`.
         now: The time, for the table of migrations.
 
+    Returns:
+        The file's secret, and the number of the newest migration that this library knows.
+
     Raises:
-        FailedPrecondition: The schema is newer than this library, or has another history.
+        FailedPrecondition: The schema is too new for this library, or has another history, or a migration failed.
+        StoreDamaged: A table that an applied migration has made is gone.
     """
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
-    connection.execute("BEGIN IMMEDIATE")
+    known = shipped("sqlite")
+    while True:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.execute(sql.MIGRATIONS)
+            applied = dict(connection.execute(sql.APPLIED).fetchall())
+            (needed,) = connection.execute(sql.NEEDED).fetchone()
+            lacking = missing(known, applied, needed, place)
+            if applied:
+                _require_tables(connection, place)
+            if lacking:
+                _migrate(connection, lacking[0], place, now)
+            else:
+                connection.execute(sql.MAKE_SECRET)
+                (secret,) = connection.execute(sql.SECRET).fetchone()
+            connection.execute("COMMIT")
+        finally:
+            roll_back(connection)
+        if not lacking:
+            return bytes.fromhex(secret), known[-1].number
+        log.info("%s: migration %d (%s) applied", place, lacking[0].number, lacking[0].name)
+
+
+def _require_tables(connection: sqlite3.Connection, place: str) -> None:
+    found = {name for (name,) in connection.execute(sql.TABLES)}
+    if gone := [table for table in TABLES if table not in found]:
+        raise damaged(UNREADABLE.format(where=place, error=f"it has lost its tables {', '.join(gone)}"))
+
+
+def _migrate(connection: sqlite3.Connection, migration: Migration, place: str, now: int) -> None:
     try:
-        connection.execute(sql.MIGRATIONS)
-        applied = dict(connection.execute(sql.APPLIED).fetchall())
-        for migration in missing(shipped("sqlite"), applied, place):
-            for statement in _statements(migration.sql):
-                connection.execute(statement)
-            note = (migration.number, migration.name, migration.checksum, now)
-            connection.execute(sql.NOTE_MIGRATION, note)
-            log.info("%s: migration %d (%s) applied", place, migration.number, migration.name)
-        connection.execute(sql.MAKE_SECRET)
-        (secret,) = connection.execute(sql.SECRET).fetchone()
-        connection.execute("COMMIT")
-    finally:
-        roll_back(connection)
-    return bytes.fromhex(secret)
+        for statement in _statements(migration.sql):
+            connection.execute(statement)
+    except sqlite3.Error as error:
+        if not getattr(error, "sqlite_errorname", "").startswith(("SQLITE_ERROR", "SQLITE_CONSTRAINT")):
+            raise
+        msg = f"{place}: migration {migration.number} ({migration.name}) can't be applied there: {error}"
+        raise FailedPrecondition(msg, reason="MIGRATION_FAILED", migration=str(migration.number)) from error
+    note = (migration.number, migration.name, migration.checksum, now, migration.compatible)
+    connection.execute(sql.NOTE_MIGRATION, note)
 
 
 def roll_back(connection: sqlite3.Connection) -> None:

@@ -88,7 +88,10 @@ MIGRATIONS = """CREATE TABLE IF NOT EXISTS schema_migrations (
     number INTEGER PRIMARY KEY,
     name TEXT NOT NULL,
     checksum TEXT NOT NULL,
-    applied_at INTEGER NOT NULL
+    applied_at INTEGER NOT NULL,
+    compatible INTEGER NOT NULL
 ) STRICT"""
 APPLIED = "SELECT number, checksum FROM schema_migrations"
-NOTE_MIGRATION = "INSERT INTO schema_migrations (number, name, checksum, applied_at) VALUES (?, ?, ?, ?)"
+NEEDED = "SELECT coalesce(max(number), 0) FROM schema_migrations WHERE compatible = 0"
+NOTE_MIGRATION = "INSERT INTO schema_migrations (number, name, checksum, applied_at, compatible) VALUES (?, ?, ?, ?, ?)"
+TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"

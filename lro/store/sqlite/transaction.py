@@ -8,6 +8,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any
 
 from lro.lifecycle import CancelOutcome, Record, State
@@ -45,9 +46,11 @@ class SQLiteTransaction:
         connection: LendingConnection,
         now: int,
         leases: Leases,
+        began: float = inf,
     ) -> None:
         self._connection = connection
         self._leases = leases
+        self._began = began  # on the clock of the leases: nobody else can beat from then on
         self.now = now
 
     async def read(self, names: Iterable[str]) -> dict[str, Record]:
@@ -91,7 +94,11 @@ class SQLiteTransaction:
             return set()
         rows = self._connection.execute(sql.BEATS, (json.dumps(others),))
         beats = {owner: (beat, lease_time) for owner, beat, lease_time in rows}
-        return {owner for owner in others if self._leases.is_dead(owner, *beats.get(owner, (None, UNKNOWN_LEASE)))}
+        return {
+            owner
+            for owner in others
+            if self._leases.is_dead(owner, *beats.get(owner, (None, UNKNOWN_LEASE)), at=self._began)
+        }
 
     async def write(self, changes: Changes) -> None:
         """Write inserts, updates and removals."""

@@ -15,6 +15,8 @@ from types import TracebackType
 __all__ = ["Turn"]
 
 FIRST_WAIT, LONGEST_WAIT = 0.0001, 0.002  # seconds between two tries
+LONG_TURN = 0.005  # seconds after which the next turn is left to others, who would else hardly hit the gap
+COURTESY = 0.003  # seconds that they have for it
 
 
 class Turn:
@@ -23,12 +25,17 @@ class Turn:
     Args:
         path: A file for the lock, made if need be.
         patience: Seconds to wait for it.
+
+    Attributes:
+        shared: Whether other processes have the file open, as far as is known.
     """
 
     def __init__(self, path: Path, patience: float) -> None:
         self._path = path
         self._patience = patience
         self._descriptor = -1
+        self._taken = self._lasted = 0.0
+        self.shared = False
 
     def open(self) -> None:
         """Open the lock file."""
@@ -36,6 +43,9 @@ class Turn:
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def __enter__(self) -> None:
+        if self.shared and self._lasted > LONG_TURN:
+            time.sleep(COURTESY)
+        self._lasted = 0.0
         wait, until = FIRST_WAIT, time.monotonic() + self._patience
         while True:
             try:
@@ -47,12 +57,14 @@ class Turn:
                 time.sleep(wait)
                 wait = min(wait * 2, LONGEST_WAIT)
             else:
+                self._taken = time.monotonic()
                 return
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        self._lasted = time.monotonic() - self._taken
 
     def close(self) -> None:
         """Give the lock file back; in a forked child, whose copy would outlive a parent that dies in its turn."""
