@@ -1,14 +1,17 @@
-"""The command line: `lro demo`, `lro serve` and `lro worker`. Needs the `cli` extra.
+"""The command line: `lro demo`, `lro serve`, `lro worker` and `lro doctor`. Needs the `cli` extra.
 
 Decides how commands are spelled and which exit code says what; the work is done elsewhere.
 """
 
+import json
 import logging
 import signal
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 try:
     import typer
@@ -25,6 +28,9 @@ import anyio
 from lro.errors import LROError
 from lro.service import Service
 from lro.worker import Worker
+
+if TYPE_CHECKING:
+    from lro.doctor import Examination
 
 __all__ = ["app", "main"]
 
@@ -119,6 +125,57 @@ def worker(
     except LROError as error:
         typer.echo(f"lro worker: {error}", err=True)
         raise typer.Exit(EXIT_UNAVAILABLE) from error
+
+
+@app.command()
+def doctor(
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", envvar="LRO_STORE", help="The store, as in sqlite:///lro.db; see open_store()."),
+    ],
+    thorough: Annotated[bool, typer.Option("--thorough", help="Compare the indexes with their tables too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Look at a database, beside whoever works on it, and say what is wrong and what to do; changes nothing.
+
+    Exits with 0 if nothing is wrong, with 1 if something is, and with 5 if it can't be read.
+    """
+    from lro.doctor import examine  # noqa: PLC0415 -- only this command pays for it
+
+    try:
+        examination = examine(url, thorough=thorough)
+    except ValueError as error:
+        _refuse("doctor", str(error))
+    if as_json:
+        typer.echo(json.dumps(asdict(examination) | {"sound": examination.sound}, indent=2))
+    else:
+        typer.echo("\n".join(_report(examination)))
+    if not examination.sound:
+        raise typer.Exit(EXIT_FAILED if examination.opened else EXIT_UNAVAILABLE)
+
+
+def _report(examination: "Examination") -> Iterator[str]:
+    yield examination.where
+    for name, value in examination.facts.items():
+        yield f"  {name.replace('_', ' ')}: {_words(value)}"
+    for finding in examination.findings:
+        colour = {"note": None, "warning": typer.colors.YELLOW, "error": typer.colors.RED}[finding.severity]
+        yield f"{typer.style(finding.severity, fg=colour)} {finding.check}: {finding.what}"
+        yield f"  {finding.advice}"
+    if examination.sound:
+        yield "nothing is wrong"
+
+
+def _words(value: object) -> str:
+    match value:
+        case dict():
+            return ", ".join(f"{count} {name}" for name, count in cast("dict[str, int]", value).items()) or "none"
+        case list():
+            return ", ".join(map(str, cast("list[int]", value))) or "none"
+        case int():
+            return f"{value:,}"
+        case _:
+            return str(value)
 
 
 async def _work(worker: Worker) -> None:

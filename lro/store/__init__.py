@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from lro.store.base import Page, PageQuery, Store
 
-__all__ = ["Page", "PageQuery", "Store", "open_store"]
+__all__ = ["Page", "PageQuery", "Store", "file_of", "open_store"]
 
 
 def open_store(
@@ -26,6 +26,23 @@ def open_store(
 
     Raises:
         ValueError: The URL is not one of those forms, or has a query or fragment.
+    """
+    path = file_of(url)
+    if durability not in ("power", "process"):
+        msg = f"durability={durability!r}: use 'power' or 'process'"
+        raise ValueError(msg)
+
+    from lro.store.sqlite import SQLiteStore  # noqa: PLC0415 -- only who opens one pays for its driver
+    from lro.store.sqlite.place import File  # noqa: PLC0415
+
+    return SQLiteStore(File(path, durability=durability, busy_timeout=busy_timeout))
+
+
+def file_of(url: str) -> Path:
+    """Return the absolute path of the file that a URL names.
+
+    Raises:
+        ValueError: As by `open_store`.
     """
     parts = urlsplit(url)
     if parts.scheme != "sqlite":
@@ -47,14 +64,7 @@ def open_store(
             "there is no in-memory store, an acknowledged operation outlives its process"
         )
         raise ValueError(msg)
-    if durability not in ("power", "process"):
-        msg = f"durability={durability!r}: use 'power' or 'process'"
-        raise ValueError(msg)
-
-    from lro.store.sqlite import SQLiteStore  # noqa: PLC0415 -- only who opens one pays for its driver
-    from lro.store.sqlite.place import File  # noqa: PLC0415
-
-    return SQLiteStore(File(Path(path), durability=durability, busy_timeout=busy_timeout))
+    return Path(path).absolute()
 
 
 def _scheme(url: str) -> str:
