@@ -270,7 +270,7 @@ class Worker:
             self._wake_keeper.set()  # claimed, and cancelled before its attempt began here
 
     def _notice_due(self, record: Record) -> None:
-        if record.due_at <= self._clock.now():
+        if lifecycle.is_due(record, self._clock.now()):
             self._wake_claimer.set()
         elif len(self._due) < MAX_DUE:
             heappush(self._due, record.due_at)

@@ -85,7 +85,8 @@ class Record(NamedTuple):
         attempt: Executions counted so far; a shutdown gives its attempt back.
         token: See Lease.
         updated_at: Time of the last write.
-        due_at: No claim before this; set by start, by a retry and by an orphan's return.
+        due_at: Its place in the queue, and no claim before this, see `is_due`. The time of its start if it is due
+            at once: set by start, by a shutdown and by an orphan's return. Later for a scheduled start and a retry.
         started_at: Time of the first claim, or None.
         claimed_at: Time of the latest claim, or None.
         ended_at: Set with the terminal state.

@@ -17,6 +17,7 @@ __all__ = [
     "delete",
     "finish",
     "give_back",
+    "is_due",
     "pass_commit_point",
     "request_cancel",
     "save_progress",
@@ -53,7 +54,7 @@ def start(
     response_type: str = "",
     metadata_type: str = "",
 ) -> Record:
-    """Return the record of a new operation, PENDING and due now, or at `schedule_at` if that is later.
+    """Return the record of a new operation, PENDING and due at once, or at `schedule_at` if that is later.
 
     The deadline counts from then. What the others mean: see Record.
     """
@@ -105,6 +106,17 @@ def start(
     )
 
 
+def is_due(record: Record, now: int) -> bool:
+    """Return whether a PENDING record may be claimed; a clock that jumps back hides nothing that was due.
+
+    A scheduled start waits for the clock. What is due at once needs none. A retry that was written later than
+    it is now is due too: the clock has gone back meanwhile, and says nothing of how long it has waited.
+    """
+    if record.due_at <= now or record.due_at == record.created_at:
+        return True
+    return record.started_at is not None and record.updated_at > now
+
+
 def claim(record: Record, facts: Facts, *, owner: str, lease_time: int) -> Record:
     """Give a due operation to a worker: RUNNING under a new token; unchanged if it can't be claimed.
 
@@ -113,7 +125,7 @@ def claim(record: Record, facts: Facts, *, owner: str, lease_time: int) -> Recor
     if record.state.is_terminal:
         return record
     settled = sweep(record, facts) or record  # never None: only what has ended is removed
-    if settled.state is not State.PENDING or settled.due_at > facts.now:
+    if settled.state is not State.PENDING or not is_due(settled, facts.now):
         return settled
     started_at = settled.started_at
     return _changed(
@@ -208,7 +220,7 @@ def _outcome(record: Record, facts: Facts, outcome: Outcome) -> Record:
             if record.cancel_due or _is_late(record, facts):
                 return _stopped_for_good(record, facts, CancelOutcome.RETRY_SUPPRESSED)
             if record.restartable:
-                return _pending(record, facts, due_at=facts.now, attempt=record.attempt - 1)
+                return _pending(record, facts, attempt=record.attempt - 1)
             return _ended(record, facts, State.FAILED, error=_worker_shutdown(record))
         case Unwound():  # LEASE_LOST: what is under this name now is not this attempt's to write
             raise LeaseLost(name=record.name)
@@ -228,7 +240,7 @@ def give_back(record: Record, facts: Facts, *, lease: Lease) -> Record:
     if record.cancel_due:
         outcome = CancelOutcome.BEFORE_START if first else CancelOutcome.RETRY_SUPPRESSED
         return _stopped_for_good(record, facts, outcome)
-    return _pending(record, facts, due_at=facts.now)
+    return _pending(record, facts)
 
 
 def save_progress(record: Record, facts: Facts, *, lease: Lease, progress: str) -> Record:
@@ -297,7 +309,7 @@ def _orphaned(record: Record, facts: Facts) -> Record:
     if record.cancel_due or _is_late(record, facts):
         return _stopped_for_good(record, facts, CancelOutcome.WORKER_LOST)
     if record.restartable and record.attempt < record.attempt_limit and record.deleted_at is None:
-        return _pending(record, facts, due_at=facts.now)
+        return _pending(record, facts)
     status = Status(
         Code.ABORTED,
         f"The worker that ran {record.name} was lost in attempt {record.attempt} of {record.attempt_limit}",
@@ -317,7 +329,9 @@ def _changed(record: Record, facts: Facts, **changes: Any) -> Record:  # Any: on
     return record._replace(version=record.version + 1, updated_at=facts.now, **changes)
 
 
-def _pending(record: Record, facts: Facts, *, due_at: int, **changes: Any) -> Record:  # Any: as above
+def _pending(record: Record, facts: Facts, *, due_at: int | None = None, **changes: Any) -> Record:  # Any: as above
+    """Make it wait for another claim; one that is due at once keeps its place in the queue."""
+    due_at = record.created_at if due_at is None else due_at
     return _changed(record, facts, state=State.PENDING, due_at=due_at, lease_owner=None, lease_time=None, **changes)
 
 

@@ -75,7 +75,8 @@ class SQLiteTransaction:
         execute = self._connection.execute
         match query:
             case Due(jobs, limit):
-                return to_records(execute(sql.FIND_DUE, (self.now, json.dumps(jobs), limit)))
+                values = {"now": self.now, "jobs": json.dumps(jobs), "limit": limit}
+                return to_records(execute(sql.FIND_DUE, values))
             case Overdue(limit):
                 dead = await self.dead_owners({owner for (owner,) in execute(sql.OWNERS)})
                 return [
