@@ -48,7 +48,7 @@ class Attempt:
         job: The operation's job.
         record: The operation as it was claimed.
         store: Where its progress is saved.
-        clock: Tells how far the deadline is.
+        clock: Tells how far the deadline is; one that jumps makes it no further than it ever was.
         threads: Whose threads a job runs in that is a plain function.
         limits: How large its progress, its result and its error may be.
         stop: Makes its Stop.
@@ -78,7 +78,8 @@ class Attempt:
         self._threads = threads
         self._limits = limits
         self._scope = anyio.CancelScope(shield=True)  # only we cancel it: a cancelled host is a shutdown
-        left = inf if record.deadline_at is None else (record.deadline_at - clock.now()) / 1_000_000
+        begun_at = max(clock.now(), record.created_at)  # a clock that has jumped back grants no time
+        left = inf if record.deadline_at is None else (record.deadline_at - begun_at) / 1_000_000
         self.stop = stop(self._scope, restartable=record.restartable, deadline=anyio.current_time() + left)
         self._context: AnyContext[Any] | None = None  # Any: the job's own progress, here and below
 

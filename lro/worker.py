@@ -17,7 +17,7 @@ import anyio
 
 from lro import lifecycle
 from lro.attempt import Attempt, until_saved
-from lro.clock import Clock, SystemClock, micros
+from lro.clock import Clock, SystemClock, WaryClock, micros
 from lro.errors import LeaseLost, LROError, NotFound, StoreClosed, Unavailable
 from lro.jobs import Job
 from lro.lifecycle import Outcome, Raised, Record, State, StopReason, Unwound
@@ -90,6 +90,7 @@ class Worker:
     def _start_over(self) -> None:
         """Make all that lasts from one start to its end."""
         self.id = uuid.uuid4().hex
+        self._wary = WaryClock(self._clock)
         self._attempts: dict[str, Attempt] = {}
         self._threads = anyio.CapacityLimiter(
             self.concurrency
@@ -194,7 +195,7 @@ class Worker:
         if self._closing:
             await self._give_back(record)
             return
-        attempt = Attempt(self._jobs[record.job], record, self.store, self._clock, self._threads, limits=self._limits)
+        attempt = Attempt(self._jobs[record.job], record, self.store, self._wary, self._threads, limits=self._limits)
         self._attempts[record.name] = attempt  # in place of one that is over and has just let it go
         self._supervisor.spawn(record.name, partial(self._run, attempt))
 
@@ -296,6 +297,7 @@ class Worker:
             with anyio.move_on_after(wait):
                 await self._wake_keeper.wait()
             self._wake_keeper = anyio.Event()
+            self._wary.doubt()  # it is to see a jump when it happens, not when the next attempt begins
             now = anyio.current_time()
             mine = list(self._attempts.values())
             try:

@@ -110,7 +110,7 @@ class Story:
             return None
         if self.deleted:
             return self.created + (WINDOW if self.with_request_id else 0)
-        return self.ended + self.retention
+        return max(self.ended, self.created) + self.retention
 
     # what the cells of the table say
 

@@ -64,10 +64,18 @@ class Facts(NamedTuple):
         now: The time in microseconds since 1970, UTC.
         lease_expired: True if the worker that holds the record is dead, or has not renewed for one lease
             time on the observer's own clock.
+        doubt: By how much the clock has lately jumped ahead, in microseconds: not believed yet where something
+            would be ended or removed.
     """
 
     now: int
     lease_expired: bool = False
+    doubt: int = 0
+
+    @property
+    def surely(self) -> int:
+        """The time that has come in any case: deadlines and expiry go by it."""
+        return self.now - self.doubt
 
 
 class Record(NamedTuple):

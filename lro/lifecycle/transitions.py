@@ -187,7 +187,7 @@ def finish(record: Record, facts: Facts, *, lease: Lease, outcome: Outcome, prog
     if record.token == lease.token and record.state is not State.RUNNING:
         running = record._replace(state=State.RUNNING, cancel_outcome=None, response=None, error=None)
         written_at = record.updated_at if record.ended_at is None else record.ended_at
-        again = _outcome(running, Facts(written_at), outcome)
+        again = _outcome(running, Facts(written_at, doubt=facts.doubt), outcome)
         if (again.state, again.response, again.error) == (record.state, record.response, record.error):
             return record
     _check_lease(record, lease)
@@ -202,7 +202,7 @@ def _outcome(record: Record, facts: Facts, outcome: Outcome) -> Record:
             return _ended(record, facts, State.SUCCEEDED, response=response)
         case Raised(status, retry_in):
             due_at = facts.now + (retry_in or 0)
-            in_time = record.deadline_at is None or due_at < record.deadline_at
+            in_time = record.deadline_at is None or due_at - facts.doubt < record.deadline_at
             if retry_in is None or record.attempt >= record.attempt_limit or not in_time:
                 return _ended(record, facts, State.FAILED, error=status)
             if record.cancel_due:
@@ -297,9 +297,9 @@ def sweep(record: Record, facts: Facts) -> Record | None:
         case State.RUNNING:
             return _orphaned(record, facts) if facts.lease_expired else record
         case _:
-            if record.expire_at is None or record.expire_at > facts.now:
+            if record.expire_at is None or record.expire_at > facts.surely:
                 return record
-            if record.deleted_at is not None or record.request_id is None or _request_end(record) <= facts.now:
+            if record.deleted_at is not None or record.request_id is None or _request_end(record) <= facts.surely:
                 return None
             return _tombstone(_changed(record, facts, deleted_at=facts.now))
 
@@ -364,7 +364,7 @@ def _ended(
         error=None if error is None else error.to_json(),
         cancel_outcome=cancel_outcome,
         ended_at=facts.now,
-        expire_at=facts.now + record.retention,
+        expire_at=max(facts.surely, record.created_at) + record.retention,  # nor early if the clock had jumped back
         lease_owner=None,
         lease_time=None,
     )
@@ -403,7 +403,7 @@ def _cancel_came_first(record: Record) -> bool:
 
 
 def _is_late(record: Record, facts: Facts) -> bool:
-    return record.deadline_at is not None and record.deadline_at <= facts.now
+    return record.deadline_at is not None and record.deadline_at <= facts.surely
 
 
 def _deadline_exceeded(record: Record) -> Status:

@@ -123,7 +123,7 @@ class SQLiteStore(Engine):
         return await self._read(self._lister, self._look)
 
     def _look(self, connection: LendingConnection) -> Surroundings:
-        (due,) = connection.execute(sql.ANYTHING_DUE, {"now": self._clock.now()}).fetchone()
+        (due,) = connection.execute(sql.ANYTHING_DUE, {"now": self._wary.now()}).fetchone()
         owners = {owner for (owner,) in connection.execute(sql.OWNERS)}
         known = {owner: (beat, lease_time) for owner, beat, lease_time in connection.execute(sql.WORKERS)}
         everyone = {**dict.fromkeys(owners, (None, UNKNOWN_LEASE)), **known}
@@ -182,7 +182,7 @@ class SQLiteStore(Engine):
                 return []
             with self._place.turn:
                 connection.execute("BEGIN IMMEDIATE")
-                transaction = SQLiteTransaction(connection, self._clock.now(), self._leases)
+                transaction = self._transaction(connection)
                 written = _finish(apply(batch, transaction))
                 what = "the outcome is unknown, so read again before you repeat it"
                 connection.execute("COMMIT")
@@ -194,12 +194,15 @@ class SQLiteStore(Engine):
             roll_back(connection)
         return written
 
+    def _transaction(self, connection: LendingConnection) -> SQLiteTransaction:
+        return SQLiteTransaction(connection, self._clock.now(), self._leases, doubt=self._wary.doubt())
+
     def _finds_nothing(self, batch: Sequence[AnyRequest], connection: LendingConnection) -> bool:
         """Answer a batch of searches that find nothing, without taking the write lock to learn it."""
         searches = [request for request in batch if isinstance(request, Select)]
         if len(searches) < len(batch):
             return False
-        transaction = SQLiteTransaction(connection, self._clock.now(), self._leases)
+        transaction = self._transaction(connection)
         if any(_finish(transaction.find(search.query)) for search in searches):
             return False
         for search in searches:

@@ -45,10 +45,13 @@ class SQLiteTransaction:
         connection: LendingConnection,
         now: int,
         leases: Leases,
+        *,
+        doubt: int = 0,
     ) -> None:
         self._connection = connection
         self._leases = leases
         self.now = now
+        self.doubt = doubt
 
     async def read(self, names: Iterable[str]) -> dict[str, Record]:
         """Return the records of these names."""
@@ -81,8 +84,8 @@ class SQLiteTransaction:
                 dead = await self.dead_owners({owner for (owner,) in execute(sql.OWNERS)})
                 return [
                     *(to_records(execute(sql.FIND_ORPHANS, (json.dumps(list(dead)), limit))) if dead else ()),
-                    *to_records(execute(sql.FIND_LATE, (self.now, limit))),
-                    *to_records(execute(sql.FIND_EXPIRED, (self.now, limit))),
+                    *to_records(execute(sql.FIND_LATE, (self.now - self.doubt, limit))),
+                    *to_records(execute(sql.FIND_EXPIRED, (self.now - self.doubt, limit))),
                 ][:limit]
 
     async def dead_owners(self, owners: Iterable[str]) -> set[str]:
