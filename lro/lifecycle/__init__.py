@@ -21,6 +21,7 @@ from lro.lifecycle.transitions import (
     pass_commit_point,
     request_cancel,
     save_progress,
+    say,
     start,
     sweep,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "pass_commit_point",
     "request_cancel",
     "save_progress",
+    "say",
     "start",
     "sweep",
 ]

@@ -110,7 +110,7 @@ class Record(NamedTuple):
         response: The result, of a SUCCEEDED record only; "null" for a job without one.
         error: A google.rpc.Status, of a FAILED or CANCELLED record only.
         last_error: The error of an earlier attempt, or the one that a cancel suppressed.
-        status_message: A sentence for people, or None.
+        status_message: A sentence for people, set by a worker, or None.
         name: The resource name.
         parent: The resource that the operation belongs to; "" for none.
         job: The job's name.

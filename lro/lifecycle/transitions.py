@@ -21,6 +21,7 @@ __all__ = [
     "pass_commit_point",
     "request_cancel",
     "save_progress",
+    "say",
     "start",
     "sweep",
 ]
@@ -168,7 +169,15 @@ def request_cancel(record: Record, facts: Facts, *, reason: str | None = None, r
     return record if asked is record else _changed(asked, facts)
 
 
-def finish(record: Record, facts: Facts, *, lease: Lease, outcome: Outcome, progress: str | None = None) -> Record:
+def finish(
+    record: Record,
+    facts: Facts,
+    *,
+    lease: Lease,
+    outcome: Outcome,
+    progress: str | None = None,
+    message: str | None = None,
+) -> Record:
     """Write what became of an attempt: a terminal state, or PENDING for another attempt.
 
     Asked again with the same lease and outcome it changes nothing, so that a worker whose commit got lost
@@ -180,6 +189,7 @@ def finish(record: Record, facts: Facts, *, lease: Lease, outcome: Outcome, prog
         lease: The lease that the attempt ran under.
         outcome: What became of it.
         progress: The last reported progress that was not saved yet.
+        message: What else is to be said of the attempt, for people.
 
     Raises:
         LeaseLost: The operation is another worker's by now, or has ended otherwise.
@@ -193,6 +203,8 @@ def finish(record: Record, facts: Facts, *, lease: Lease, outcome: Outcome, prog
     _check_lease(record, lease)
     if progress is not None:
         record = record._replace(progress=progress)
+    if message is not None:
+        record = record._replace(status_message=message)
     return _outcome(record, facts, outcome)
 
 
@@ -251,6 +263,16 @@ def save_progress(record: Record, facts: Facts, *, lease: Lease, progress: str) 
     """
     _check_lease(record, lease)
     return _changed(record, facts, progress=progress)
+
+
+def say(record: Record, facts: Facts, *, lease: Lease, message: str) -> Record:
+    """Say something about a running operation, for people; unchanged if that is what it says already.
+
+    Raises:
+        LeaseLost: The operation is another worker's by now, or has ended.
+    """
+    _check_lease(record, lease)
+    return record if record.status_message == message else _changed(record, facts, status_message=message)
 
 
 def pass_commit_point(record: Record, facts: Facts, *, lease: Lease) -> Record:
