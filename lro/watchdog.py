@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, CoroutineType, FrameType, GeneratorType
 from typing import NamedTuple
 
 import anyio
@@ -172,12 +172,13 @@ class Watchdog:
             if now - beat < self._blocked_after + self._tick or beat == told_of:
                 continue
             told_of = beat
-            if (frame := frame_of(loop)) is not None:
-                self._tell_of_blocked(frame, now - beat)
-            del frame
+            try:
+                self._tell_of_blocked(loop, now - beat)
+            except Exception:
+                log.exception("the event loop is held up; by whom could not be found out")
 
-    def _tell_of_blocked(self, frame: FrameType, seconds: float) -> None:
-        stack = list(_outwards(frame))
+    def _tell_of_blocked(self, loop: int, seconds: float) -> None:
+        stack = list(_outwards(frame_of(loop)))
         attempt = _attempt_of(stack, attempts := list(self._attempts()))
         place = place_of(stack)
         if attempt is None:
@@ -219,11 +220,11 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _awaited(awaitable: object) -> Iterator[FrameType]:
     """Return the frames of a coroutine that waits, and of those that it waits for, outermost first."""
-    while awaitable is not None:
-        frame = getattr(awaitable, "cr_frame", None) or getattr(awaitable, "gi_frame", None)
+    kinds = {CoroutineType: ("cr_frame", "cr_await"), GeneratorType: ("gi_frame", "gi_yieldfrom")}
+    while (names := kinds.get(type(awaitable))) is not None:
+        frame, awaitable = (getattr(awaitable, name) for name in names)
         if frame is not None:
             yield frame
-        awaitable = getattr(awaitable, "cr_await", None) or getattr(awaitable, "gi_yieldfrom", None)
 
 
 def _attempt_of(stack: list[FrameType], attempts: list[Attempt]) -> Attempt | None:
@@ -233,11 +234,12 @@ def _attempt_of(stack: list[FrameType], attempts: list[Attempt]) -> Attempt | No
             return next((one for one in attempts if one is frame.f_locals["self"]), None)
     scopes = {id(one.scope): one for one in attempts}
     for frame in stack:
-        group = frame.f_locals.get("self")
-        if isinstance(group, TaskGroup):  # anyio calls a child task from there
-            scope: object = group.cancel_scope
-            while scope is not None:
-                if (found := scopes.get(id(scope))) is not None:
-                    return found
-                scope = getattr(scope, "_parent_scope", None)  # no public way leads from a task to who has started it
+        if not str(frame.f_globals.get("__name__")).startswith("anyio."):
+            continue  # nothing of anybody else's is touched
+        caller = frame.f_locals.get("self")  # what calls a child task: a TaskHandle, before anyio 4.14 a TaskGroup
+        scope: object = getattr(caller, "_cancel_scope", None) or getattr(caller, "cancel_scope", None)
+        while scope is not None:
+            if (found := scopes.get(id(scope))) is not None:
+                return found
+            scope = getattr(scope, "_parent_scope", None)  # no public way leads from a task to who has started it
     return None
