@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from lro import lifecycle
 from lro.clock import Clock, micros
 from lro.context import AnyContext, Context, SyncContext
-from lro.errors import LeaseLost, OperationError, Stopped, Unavailable
+from lro.errors import LeaseLost, LROError, OperationError, Stopped, Unavailable
 from lro.jobs import Job
 from lro.lifecycle import Lease, Outcome, Raised, Record, Returned, StopReason, Unwound
 from lro.limits import Limits
@@ -48,7 +48,7 @@ class Attempt:
         job: The operation's job.
         record: The operation as it was claimed.
         store: Where its progress is saved.
-        clock: Tells how far the deadline is.
+        clock: Tells how far the deadline is; one that jumps makes it no further than it ever was.
         threads: Whose threads a job runs in that is a plain function.
         limits: How large its progress, its result and its error may be.
         stop: Makes its Stop.
@@ -57,6 +57,10 @@ class Attempt:
         record: See above; its lease is the one that the attempt runs under.
         stop: How the worker stops it.
         over: True once the outcome is known: nothing can be stopped any more.
+        scope: The cancel scope that the job runs in.
+        coroutine: What an async job's function returned when it was called, or None.
+        thread_name: What the thread of another job is called meanwhile.
+        message: A sentence about it for people, to be saved; None for none.
     """
 
     def __init__(
@@ -77,9 +81,13 @@ class Attempt:
         self._store = store
         self._threads = threads
         self._limits = limits
-        self._scope = anyio.CancelScope(shield=True)  # only we cancel it: a cancelled host is a shutdown
-        left = inf if record.deadline_at is None else (record.deadline_at - clock.now()) / 1_000_000
-        self.stop = stop(self._scope, restartable=record.restartable, deadline=anyio.current_time() + left)
+        self.coroutine: object = None
+        self.thread_name = f"lro: {record.name}"
+        self.message: str | None = None
+        self.scope = anyio.CancelScope(shield=True)  # only we cancel it: a cancelled host is a shutdown
+        begun_at = max(clock.now(), record.created_at)  # a clock that has jumped back grants no time
+        left = inf if record.deadline_at is None else (record.deadline_at - begun_at) / 1_000_000
+        self.stop = stop(self.scope, restartable=record.restartable, deadline=anyio.current_time() + left)
         self._context: AnyContext[Any] | None = None  # Any: the job's own progress, here and below
 
     @property
@@ -102,14 +110,14 @@ class Attempt:
         text = ""
         raised: BaseException | None = None
         try:
-            with self._scope:
+            with self.scope:
                 try:
-                    value = await self._call(partial(self.job.function, *arguments))
+                    value = await self.call(partial(self.job.function, *arguments))
                     returned = True
                     text = self.job.result.dump(value, limits.result, limits.depth)
                 except BaseException as error:
                     raised = error
-                    if self._scope.cancel_called:
+                    if self.scope.cancel_called:
                         raise  # the scope takes its own cancellation out of this task
         except BaseException:  # noqa: S110 -- `raised` has it whole; what the scope let pass is a part of it
             pass
@@ -122,10 +130,12 @@ class Attempt:
         except Exception:  # an exception that can't even be looked at, such as one nested too deeply
             return Raised(self._internal("JOB_FAILED", None))
 
-    async def _call(self, function: Callable[[], Any]) -> Any:  # Any: the job's own
+    async def call(self, function: Callable[[], Any]) -> Any:  # Any: the job's own
+        """Call the job's function; the watchdog knows its frames by this one around them."""
         if self.job.in_thread:
-            return await run_in_thread(function, name=f"lro: {self.record.name}", limiter=self._threads)
-        return await function()
+            return await run_in_thread(function, name=self.thread_name, limiter=self._threads)
+        self.coroutine = coroutine = function()
+        return await coroutine
 
     async def save_report(self) -> None:
         """Save the reported progress, if there is any that is not saved yet.
@@ -135,6 +145,16 @@ class Attempt:
         """
         if not self.over and self.report() is not None:
             await self._write_progress()
+
+    async def say(self) -> None:
+        """Save the message, unless the attempt is over: its end has it then."""
+        if self.over or self.message is None:
+            return
+        say = partial(lifecycle.say, lease=self.lease, message=self.message)
+        try:
+            await self._store.update(self.record.name, say)
+        except LROError as error:
+            self._log.warning("what was to be said of it could not be saved: %s", error)
 
     def report(self) -> str | None:
         """Return the reported progress that is still to be saved, as JSON text."""

@@ -1,17 +1,31 @@
 """The time: where it is read, and how it is written.
 
-Wall-clock time says when something happened; how long something takes is measured on a monotonic clock.
+Wall-clock time says when something happened; how long something takes is measured on a monotonic clock. What is
+lost for good once its time has come, goes by a clock that does not believe every jump.
 """
 
 import re
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock", "format_duration", "format_time", "micros", "moment", "parse_duration", "parse_time"]
+__all__ = [
+    "Clock",
+    "SystemClock",
+    "WaryClock",
+    "format_duration",
+    "format_time",
+    "micros",
+    "moment",
+    "parse_duration",
+    "parse_time",
+]
 
 LAST_TIME = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, in microseconds
+NO_JUMP = 5_000_000  # microseconds: what a wall clock may gain at once and still be believed
+BELIEVED_AFTER = 600.0  # seconds that a jump ahead must last
 LONGEST = 315_576_000_000 * 1_000_000  # 10,000 years in microseconds: google.protobuf.Duration holds no more
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -40,6 +54,50 @@ class SystemClock:
     def monotonic(self) -> float:
         """Return seconds on a clock that never jumps."""
         return time.monotonic()
+
+
+class WaryClock:
+    """A clock that believes a jump ahead only once it has lasted ten minutes; safe to use from several threads.
+
+    Deadlines at rest and expiry go by it, so that a clock that is wrong for a moment ends and removes nothing. Until
+    it believes, it goes on from the time before the jump. A jump back is believed at once: it only puts off.
+    Ask it every few seconds, or a jump counts from when it was asked.
+
+    Args:
+        clock: The clock that may jump.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._trusted = self._offset = self._read()[0]
+        self._since = clock.monotonic()
+        self._guard = threading.Lock()
+
+    def _read(self) -> tuple[int, float]:
+        """Return by how much the wall clock is ahead of the monotonic one, in microseconds, and the latter."""
+        monotonic = self._clock.monotonic()
+        return self._clock.now() - round(monotonic * 1_000_000), monotonic
+
+    def doubt(self) -> int:
+        """Return by how much the wall clock is ahead of what this one believes, in microseconds."""
+        with self._guard:
+            offset, monotonic = self._read()
+            if abs(offset - self._offset) > NO_JUMP:
+                self._since = monotonic
+            self._offset = offset
+            ahead = offset - self._trusted
+            if ahead > NO_JUMP and monotonic - self._since < BELIEVED_AFTER:
+                return ahead
+            self._trusted = offset
+            return 0
+
+    def now(self) -> int:
+        """Return the time in microseconds since 1970, UTC, as far as it is believed."""
+        return self._clock.now() - self.doubt()
+
+    def monotonic(self) -> float:
+        """Return seconds on a clock that never jumps."""
+        return self._clock.monotonic()
 
 
 def micros(value: datetime | timedelta) -> int:

@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 YIELD_EVERY = 0.010  # seconds: a loop of bare checkpoints lets others run at least this often
 
+UNHEEDED = 100  # checkpoints that stop one attempt: a few in each of its tasks are in order
+SLOWED_DOWN = 0.010  # seconds that each further one takes
+
 _cleaning: ContextVar[float | None] = ContextVar("lro_cleaning", default=None)  # until when, on the loop's clock
 
 
@@ -118,6 +121,7 @@ class Context(AnyContext[ProgressT]):
     def _set_up(self) -> None:
         self._yielded_at = anyio.current_time()
         self._task = anyio.get_current_task().id
+        self._stops = 0  # checkpoints that have stopped the job
 
     async def checkpoint(self, progress: ProgressT | None = None) -> None:
         """Save the progress, if any is given, and stop here if the attempt is to stop.
@@ -134,8 +138,10 @@ class Context(AnyContext[ProgressT]):
             await self._save()
             self._yielded_at = anyio.current_time()
         cleaning = _cleaning.get() is not None
-        if not cleaning:
-            self._stop.deliver()
+        if cleaning:
+            self._stop.passed += 1
+        elif self._stop.deliver() is not None:
+            await self._slow_down()
         if anyio.current_time() - self._yielded_at >= YIELD_EVERY:
             await anyio.lowlevel.checkpoint()
             self._yielded_at = anyio.current_time()
@@ -160,13 +166,22 @@ class Context(AnyContext[ProgressT]):
         The lease is kept meanwhile. Checkpoints inside save, but never stop the job.
         """
         token = _cleaning.set(anyio.current_time() + seconds)
+        self._stop.passed += 1
         try:
             with anyio.move_on_after(seconds, shield=True) as scope:
                 yield scope
         finally:
             _cleaning.reset(token)
+            self._stop.passed += 1
         if scope.cancelled_caught:
             self.log.warning("cleanup took longer than %s s and was broken off", seconds)
+
+    async def _slow_down(self) -> None:
+        """Let the others run at ease beside a job that swallows its stop and goes on to the next checkpoint."""
+        self._stops += 1
+        if self._stops > UNHEEDED:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(SLOWED_DOWN)
 
     def _is_outside(self) -> bool:
         """Whether the current task is none of the attempt's: anyio knows no parent for a foreign one."""
@@ -221,17 +236,21 @@ class SyncContext(AnyContext[ProgressT]):
         off: once the time is up, the calls of this context inside leave the block.
         """
         token = _cleaning.set(anyio.from_thread.run_sync(anyio.current_time, token=self._loop) + seconds)
+        self._stop.passed += 1
         try:
             yield
         except _CleanupOver:
             self.log.warning("cleanup took longer than %s s and was broken off", seconds)
         finally:
             _cleaning.reset(token)
+            self._stop.passed += 1
 
     def _stop_here(self) -> None:
         if self._stop.ended:
             raise Stopped(f"{self.name}: this attempt is over")
-        if _cleaning.get() is None and self._stop.is_due:
+        if _cleaning.get() is not None:
+            self._stop.passed += 1
+        elif self._stop.is_due:
             reason = anyio.from_thread.run_sync(self._stop.deliver, token=self._loop)
             if reason is not None:
                 raise Stopped(f"{self.name}: this attempt is being stopped ({reason})")

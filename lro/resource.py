@@ -250,7 +250,7 @@ def _metadata(record: Record, domain: str) -> dict[str, Any]:
         "requestedCancellation": record.cancel_requested_at is not None,
         "cancellable": record.cancellable,
     }
-    delayed = record.state is State.PENDING and record.due_at > record.updated_at
+    delayed = record.state is State.PENDING and record.due_at > max(record.updated_at, record.created_at)
     times = {
         "scheduleTime": record.due_at if delayed else None,
         "startTime": record.started_at,

@@ -30,6 +30,7 @@ from lro.routes.operations import METHODS
 from lro.routes.routing import Fallback
 from lro.routes.rules import UnknownFields
 from lro.store import Store, open_store
+from lro.telemetry import Observer
 from lro.worker import Worker
 
 __all__ = ["Service"]
@@ -59,7 +60,10 @@ class Service:
         handle_signals: End waits on SIGTERM and SIGINT, before the server waits for their answers.
         concurrency: See Worker, as for the next two.
         lease: See Worker.
-        drain: See Worker.
+        drain: See Worker, as for the next three.
+        observer: See Worker.
+        blocked_after: See Worker.
+        deaf_after: See Worker.
 
     Attributes:
         operations: To start operations and look after them in process.
@@ -84,12 +88,25 @@ class Service:
         concurrency: int = 10,
         lease: timedelta = timedelta(seconds=30),
         drain: timedelta = timedelta(seconds=20),
+        observer: Observer | None = None,
+        blocked_after: timedelta | None = timedelta(seconds=1),
+        deaf_after: timedelta = timedelta(seconds=10),
     ) -> None:
         self._store = open_store(store) if isinstance(store, str) else store
         jobs = list(jobs)
         self.operations = Operations(self._store, domain=domain, limits=limits, conceal=conceal)
         self.start = self.operations.start
-        self.worker = Worker(self._store, jobs, concurrency=concurrency, lease=lease, drain=drain, limits=limits)
+        self.worker = Worker(
+            self._store,
+            jobs,
+            concurrency=concurrency,
+            lease=lease,
+            drain=drain,
+            limits=limits,
+            observer=observer,
+            blocked_after=blocked_after,
+            deaf_after=deaf_after,
+        )
         self._works = worker
         self._router = Router(
             routes=[

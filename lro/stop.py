@@ -34,6 +34,7 @@ class Stop:
         self.cancel_reason: str | None = None
         self.forced = False
         self.ended = False  # the job's function is over: nothing can be stopped any more
+        self.passed = 0  # how many checkpoints the job has passed, and begins and ends of its cleanup
         self.told = anyio.Event()  # a stop waits for the next checkpoint
         scope.deadline = deadline
 

@@ -4,14 +4,16 @@ Whoever waits for one waits for its end, whatever happens to the waiter: work th
 counts it would make a truthful answer impossible.
 """
 
+import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Generic, TypeVar
 
 import anyio
 import anyio.to_thread
 
-__all__ = ["run_in_thread"]
+__all__ = ["frame_of", "run_in_thread"]
 
 T = TypeVar("T")
 
@@ -45,6 +47,17 @@ async def _outlast(ended: threading.Event) -> None:
                 await anyio.to_thread.run_sync(ended.wait, limiter=anyio.CapacityLimiter(1))
         except anyio.get_cancelled_exc_class():
             continue
+
+
+def frame_of(thread: int | str) -> FrameType | None:
+    """Return where a thread stands that is known by its identifier or its name, or None if there is none."""
+    named = thread if isinstance(thread, int) else _identifier(thread)
+    frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- documented, for debuggers
+    return None if named is None else frames.get(named)
+
+
+def _identifier(name: str) -> int | None:
+    return next((one.ident for one in threading.enumerate() if one.name == name), None)
 
 
 class _Call(Generic[T]):

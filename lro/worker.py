@@ -17,7 +17,7 @@ import anyio
 
 from lro import lifecycle
 from lro.attempt import Attempt, until_saved
-from lro.clock import Clock, SystemClock, micros
+from lro.clock import Clock, SystemClock, WaryClock, micros
 from lro.errors import LeaseLost, LROError, NotFound, StoreClosed, Unavailable
 from lro.jobs import Job
 from lro.lifecycle import Outcome, Raised, Record, State, StopReason, Unwound
@@ -26,6 +26,8 @@ from lro.logs import about
 from lro.status import Code, Status, error_info
 from lro.store import Store
 from lro.supervisor import Supervisor
+from lro.telemetry import Observer, tell
+from lro.watchdog import Watchdog
 
 __all__ = ["Worker"]
 
@@ -50,6 +52,9 @@ class Worker:
         lease: How long without a sign of life until others may take its operations over; renewed at a third.
         drain: How long a shutdown waits for jobs that are not restartable.
         limits: How large progress, results and errors may be.
+        observer: Hears of attempts that begin, end or don't give way.
+        blocked_after: How long one may hold the event loop up until it is named; None to watch none.
+        deaf_after: How long one that was told to stop may pass no checkpoint until it is named.
 
     Raises:
         ValueError: Two jobs have the same name, or a number is out of its range.
@@ -69,6 +74,9 @@ class Worker:
         lease: timedelta = timedelta(seconds=30),
         drain: timedelta = timedelta(seconds=20),
         limits: Limits | None = None,
+        observer: Observer | None = None,
+        blocked_after: timedelta | None = timedelta(seconds=1),
+        deaf_after: timedelta = timedelta(seconds=10),
         clock: Clock | None = None,
     ) -> None:
         self._jobs: dict[str, Job[Any, Any, Any]] = {}
@@ -79,11 +87,17 @@ class Worker:
         if concurrency < 1 or lease <= timedelta(0) or drain < timedelta(0):
             msg = "Worker: concurrency is at least 1, lease is positive and drain is not negative"
             raise ValueError(msg)
+        if deaf_after <= timedelta(0) or (blocked_after is not None and blocked_after <= timedelta(0)):
+            msg = "Worker: blocked_after and deaf_after are positive; blocked_after=None watches none"
+            raise ValueError(msg)
         self.store = store
         self.concurrency = concurrency
         self._lease = lease
         self._drain = drain
         self._limits = limits or Limits()
+        self._observer = observer or Observer()
+        self._blocked_after = blocked_after
+        self._deaf_after = deaf_after
         self._clock = clock or SystemClock()
         self._works = False
         self._start_over()
@@ -91,11 +105,20 @@ class Worker:
     def _start_over(self) -> None:
         """Make all that lasts from one start to its end."""
         self.id = uuid.uuid4().hex
+        self._wary = WaryClock(self._clock)
         self._attempts: dict[str, Attempt] = {}
         self._threads = anyio.CapacityLimiter(
             self.concurrency
         )  # of its own: an app's other threads are never in the way
         self._supervisor = Supervisor(log)
+        self._watchdog: Watchdog | None = None
+        if self._blocked_after is not None:
+            self._watchdog = Watchdog(
+                self._attempts.values,
+                blocked_after=self._blocked_after.total_seconds(),
+                deaf_after=self._deaf_after.total_seconds(),
+                observer=self._observer,
+            )
         self._closing = False
         self._wake_claimer = anyio.Event()
         self._wake_keeper = anyio.Event()
@@ -126,6 +149,8 @@ class Worker:
         self._stop_listening = self.store.listen(self._notice)
         self._supervisor.start("claimer", self._claim)
         self._supervisor.start("keeper", self._keep)
+        if self._watchdog is not None:
+            self._supervisor.start("watchdog", self._watchdog.watch)
         self._works = True
         return self
 
@@ -208,8 +233,10 @@ class Worker:
         if self._closing:
             await self._give_back(record)
             return
-        attempt = Attempt(self._jobs[record.job], record, self.store, self._clock, self._threads, limits=self._limits)
+        attempt = Attempt(self._jobs[record.job], record, self.store, self._wary, self._threads, limits=self._limits)
         self._attempts[record.name] = attempt  # in place of one that is over and has just let it go
+        if self._watchdog is not None:
+            self._watchdog.begin()
         self._supervisor.spawn(record.name, partial(self._run, attempt))
 
     async def _give_back(self, record: Record) -> None:
@@ -224,11 +251,14 @@ class Worker:
     async def _run(self, attempt: Attempt) -> None:
         """Run an attempt and write what became of it."""
         record, began = attempt.record, anyio.current_time()
+        written = record
         outcome: Outcome | None = None
+        tell(self._observer.attempt_started, record)
         try:
             outcome = await attempt.run()
             if not (isinstance(outcome, Unwound) and outcome.reason is StopReason.LEASE_LOST):
-                self._log_end(await self._finish_undisturbed(attempt, outcome), anyio.current_time() - began)
+                written = await self._finish_undisturbed(attempt, outcome)
+                self._log_end(written, anyio.current_time() - began)
         except LeaseLost:
             about(log, record).warning("the lease was lost; what this attempt made of it (%s) is dropped", outcome)
         except NotFound:
@@ -239,6 +269,7 @@ class Worker:
             if self._attempts.get(record.name) is attempt:
                 del self._attempts[record.name]
             self._slot_freed.set()
+            tell(self._observer.attempt_ended, written, anyio.current_time() - began)
 
     def _log_end(self, record: Record, seconds: float) -> None:
         if log.isEnabledFor(logging.INFO):
@@ -256,7 +287,9 @@ class Worker:
 
     async def _finish(self, attempt: Attempt, outcome: Outcome) -> Record:
         name, progress = attempt.record.name, attempt.report()
-        finish = partial(lifecycle.finish, lease=attempt.lease, outcome=outcome, progress=progress)
+        finish = partial(
+            lifecycle.finish, lease=attempt.lease, outcome=outcome, progress=progress, message=attempt.message
+        )
         try:
             return await until_saved(partial(self.store.update, name, finish))
         except (LeaseLost, NotFound, StoreClosed):
@@ -284,7 +317,7 @@ class Worker:
             self._wake_keeper.set()  # claimed, and cancelled before its attempt began here
 
     def _notice_due(self, record: Record) -> None:
-        if record.due_at <= self._clock.now():
+        if lifecycle.is_due(record, self._clock.now()):
             self._wake_claimer.set()
         elif len(self._due) < MAX_DUE:
             heappush(self._due, record.due_at)
@@ -310,6 +343,7 @@ class Worker:
             with anyio.move_on_after(wait):
                 await self._wake_keeper.wait()
             self._wake_keeper = anyio.Event()
+            self._wary.doubt()  # it is to see a jump when it happens, not when the next attempt begins
             now = anyio.current_time()
             mine = list(self._attempts.values())
             try:

@@ -91,6 +91,7 @@ class Story:
     accepted_record: Record | None = None  # what it made
     ended_by_finish: bool = False
     untouched: bool = True  # the current attempt has written nothing yet
+    written: int = 0  # when it was last changed
 
     @property
     def is_done(self) -> bool:
@@ -111,7 +112,7 @@ class Story:
             return None
         if self.deleted:
             return self.created + (WINDOW if self.with_request_id else 0)
-        return self.ended + self.retention
+        return max(self.ended, self.created) + self.retention
 
     # what the cells of the table say
 
@@ -139,14 +140,19 @@ class Story:
         else:
             self.end(now, "FAILED", LATE)
 
-    def release(self, due: int) -> None:
-        self.state, self.owner, self.due = "PENDING", None, due
+    def release(self, due: int | None = None) -> None:
+        """Make it wait for a claim, at its place in the queue or, if it is to be tried again, behind."""
+        self.state, self.owner, self.due = "PENDING", None, self.created if due is None else due
+
+    def is_due(self, now: int) -> bool:
+        """At once means at once; only the clock tells of a scheduled start; a clock that went back delays no retry."""
+        return self.due == self.created or now >= self.due or (bool(self.runs) and now < self.written)
 
     def orphan(self, now: int) -> None:
         if self.cancel_due or self.is_late(now):
             self.stop(now, "WORKER_LOST")
         elif self.restartable and self.attempt < self.limit and not self.deleted:
-            self.release(now)
+            self.release()
         else:
             self.end(now, "FAILED", LOST)
 
@@ -168,7 +174,7 @@ class Story:
         if self.is_done:
             return
         self.sweep(now, expired)
-        if self.state == "PENDING" and now >= self.due:
+        if self.state == "PENDING" and self.is_due(now):
             self.state, self.owner, self.untouched = "RUNNING", owner, True
             self.attempt += 1
             self.token += 1
@@ -192,7 +198,7 @@ class Story:
         if self.cancel_due:
             self.stop(now, "RETRY_SUPPRESSED" if self.runs else "BEFORE_START")
         else:
-            self.release(now)
+            self.release()
 
     def finish(self, now: int, outcome: Outcome) -> None:
         match outcome:
@@ -220,7 +226,7 @@ class Story:
                     self.stop(now, "RETRY_SUPPRESSED")
                 elif self.restartable:
                     self.attempt -= 1
-                    self.release(now)
+                    self.release()
                 else:
                     self.end(now, "FAILED", SHUT_DOWN)
 
@@ -560,6 +566,7 @@ class Lifecycle(RuleBasedStateMachine):
         assert after.updated_at == self.now
         _check_step(before, after)
         self.records[name] = after
+        self.stories[name].written = self.now
         self._check(name)
         return after
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from lro import errors
 from lro.clock import SystemClock, format_duration, format_time, micros, moment, parse_duration
 from lro.errors import LROError, OperationCancelled, OperationError, OperationFailed, Stopped
-from lro.lifecycle import CancelOutcome, State, request_cancel
+from lro.lifecycle import CancelOutcome, State, give_back, request_cancel
 from lro.principal import ANYTHING, AllowAnonymous, Principal, Scope
 from lro.resource import MAX_PARENT, Operation, error_body, is_parent, new_name, parse_name, with_domain
 from lro.status import BAD_REQUEST, ERROR_INFO, Code, Status, error_info
-from tests.records import NAME, NOW, SECOND, at, ended, record, running
+from tests.records import LEASE, NAME, NOW, SECOND, at, ended, record, running
 
 ID = NAME.removeprefix("operations/")
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -137,6 +137,8 @@ def test_the_time_of_the_next_attempt_is_shown_only_while_it_is_waited_for() -> 
     assert Operation.of(record(due_at=later)).metadata["scheduleTime"] == "2026-11-22T20:15:05Z"
     assert "scheduleTime" not in Operation.of(record()).metadata
     assert "scheduleTime" not in Operation.of(running(due_at=later)).metadata
+    given_back = give_back(running(), at(-3600), lease=LEASE)  # by a clock that had jumped
+    assert "scheduleTime" not in Operation.of(given_back).metadata
 
 
 def test_the_metadata_is_sent_as_it_is() -> None:

@@ -17,9 +17,11 @@ from lro.lifecycle.transitions import (
     delete,
     finish,
     give_back,
+    is_due,
     pass_commit_point,
     request_cancel,
     save_progress,
+    say,
     start,
     sweep,
 )
@@ -42,9 +44,11 @@ __all__ = [
     "delete",
     "finish",
     "give_back",
+    "is_due",
     "pass_commit_point",
     "request_cancel",
     "save_progress",
+    "say",
     "start",
     "sweep",
 ]

@@ -64,10 +64,18 @@ class Facts(NamedTuple):
         now: The time in microseconds since 1970, UTC.
         lease_expired: True if the worker that holds the record is dead, or has not renewed for one lease
             time on the observer's own clock.
+        doubt: By how much the clock has lately jumped ahead, in microseconds: not believed yet where something
+            would be ended or removed.
     """
 
     now: int
     lease_expired: bool = False
+    doubt: int = 0
+
+    @property
+    def surely(self) -> int:
+        """The time that has come in any case: deadlines and expiry go by it."""
+        return self.now - self.doubt
 
 
 class Record(NamedTuple):
@@ -85,7 +93,8 @@ class Record(NamedTuple):
         attempt: Executions counted so far; a shutdown gives its attempt back.
         token: See Lease.
         updated_at: Time of the last write.
-        due_at: No claim before this; set by start, by a retry and by an orphan's return.
+        due_at: Its place in the queue, and no claim before this, see `is_due`. The time of its start if it is due
+            at once: set by start, by a shutdown and by an orphan's return. Later for a scheduled start and a retry.
         started_at: Time of the first claim, or None.
         claimed_at: Time of the latest claim, or None.
         ended_at: Set with the terminal state.
@@ -101,7 +110,7 @@ class Record(NamedTuple):
         response: The result, of a SUCCEEDED record only; "null" for a job without one.
         error: A google.rpc.Status, of a FAILED or CANCELLED record only.
         last_error: The error of an earlier attempt, or the one that a cancel suppressed.
-        status_message: A sentence for people, or None.
+        status_message: A sentence for people, set by a worker, or None.
         name: The resource name.
         parent: The resource that the operation belongs to; "" for none.
         job: The job's name.

@@ -17,9 +17,11 @@ __all__ = [
     "delete",
     "finish",
     "give_back",
+    "is_due",
     "pass_commit_point",
     "request_cancel",
     "save_progress",
+    "say",
     "start",
     "sweep",
 ]
@@ -53,7 +55,7 @@ def start(
     response_type: str = "",
     metadata_type: str = "",
 ) -> Record:
-    """Return the record of a new operation, PENDING and due now, or at `schedule_at` if that is later.
+    """Return the record of a new operation, PENDING and due at once, or at `schedule_at` if that is later.
 
     The deadline counts from then. What the others mean: see Record.
     """
@@ -105,6 +107,17 @@ def start(
     )
 
 
+def is_due(record: Record, now: int) -> bool:
+    """Return whether a PENDING record may be claimed; a clock that jumps back hides nothing that was due.
+
+    A scheduled start waits for the clock. What is due at once needs none. A retry that was written later than
+    it is now is due too: the clock has gone back meanwhile, and says nothing of how long it has waited.
+    """
+    if record.due_at <= now or record.due_at == record.created_at:
+        return True
+    return record.started_at is not None and record.updated_at > now
+
+
 def claim(record: Record, facts: Facts, *, owner: str, lease_time: int) -> Record:
     """Give a due operation to a worker: RUNNING under a new token; unchanged if it can't be claimed.
 
@@ -113,7 +126,7 @@ def claim(record: Record, facts: Facts, *, owner: str, lease_time: int) -> Recor
     if record.state.is_terminal:
         return record
     settled = sweep(record, facts) or record  # never None: only what has ended is removed
-    if settled.state is not State.PENDING or settled.due_at > facts.now:
+    if settled.state is not State.PENDING or not is_due(settled, facts.now):
         return settled
     started_at = settled.started_at
     return _changed(
@@ -156,7 +169,15 @@ def request_cancel(record: Record, facts: Facts, *, reason: str | None = None, r
     return record if asked is record else _changed(asked, facts)
 
 
-def finish(record: Record, facts: Facts, *, lease: Lease, outcome: Outcome, progress: str | None = None) -> Record:
+def finish(
+    record: Record,
+    facts: Facts,
+    *,
+    lease: Lease,
+    outcome: Outcome,
+    progress: str | None = None,
+    message: str | None = None,
+) -> Record:
     """Write what became of an attempt: a terminal state, or PENDING for another attempt.
 
     Asked again with the same lease and outcome it changes nothing, so that a worker whose commit got lost
@@ -168,6 +189,7 @@ def finish(record: Record, facts: Facts, *, lease: Lease, outcome: Outcome, prog
         lease: The lease that the attempt ran under.
         outcome: What became of it.
         progress: The last reported progress that was not saved yet.
+        message: What else is to be said of the attempt, for people.
 
     Raises:
         LeaseLost: The operation is another worker's by now, or has ended otherwise.
@@ -175,12 +197,14 @@ def finish(record: Record, facts: Facts, *, lease: Lease, outcome: Outcome, prog
     if record.token == lease.token and record.state is not State.RUNNING:
         running = record._replace(state=State.RUNNING, cancel_outcome=None, response=None, error=None)
         written_at = record.updated_at if record.ended_at is None else record.ended_at
-        again = _outcome(running, Facts(written_at), outcome)
+        again = _outcome(running, Facts(written_at, doubt=facts.doubt), outcome)
         if (again.state, again.response, again.error) == (record.state, record.response, record.error):
             return record
     _check_lease(record, lease)
     if progress is not None:
         record = record._replace(progress=progress)
+    if message is not None:
+        record = record._replace(status_message=message)
     return _outcome(record, facts, outcome)
 
 
@@ -190,7 +214,7 @@ def _outcome(record: Record, facts: Facts, outcome: Outcome) -> Record:
             return _ended(record, facts, State.SUCCEEDED, response=response)
         case Raised(status, retry_in):
             due_at = facts.now + (retry_in or 0)
-            in_time = record.deadline_at is None or due_at < record.deadline_at
+            in_time = record.deadline_at is None or due_at - facts.doubt < record.deadline_at
             if retry_in is None or record.attempt >= record.attempt_limit or not in_time:
                 return _ended(record, facts, State.FAILED, error=status)
             if record.cancel_due:
@@ -208,7 +232,7 @@ def _outcome(record: Record, facts: Facts, outcome: Outcome) -> Record:
             if record.cancel_due or _is_late(record, facts):
                 return _stopped_for_good(record, facts, CancelOutcome.RETRY_SUPPRESSED)
             if record.restartable:
-                return _pending(record, facts, due_at=facts.now, attempt=record.attempt - 1)
+                return _pending(record, facts, attempt=record.attempt - 1)
             return _ended(record, facts, State.FAILED, error=_worker_shutdown(record))
         case Unwound():  # LEASE_LOST: what is under this name now is not this attempt's to write
             raise LeaseLost(name=record.name)
@@ -228,7 +252,7 @@ def give_back(record: Record, facts: Facts, *, lease: Lease) -> Record:
     if record.cancel_due:
         outcome = CancelOutcome.BEFORE_START if first else CancelOutcome.RETRY_SUPPRESSED
         return _stopped_for_good(record, facts, outcome)
-    return _pending(record, facts, due_at=facts.now)
+    return _pending(record, facts)
 
 
 def save_progress(record: Record, facts: Facts, *, lease: Lease, progress: str) -> Record:
@@ -239,6 +263,16 @@ def save_progress(record: Record, facts: Facts, *, lease: Lease, progress: str) 
     """
     _check_lease(record, lease)
     return _changed(record, facts, progress=progress)
+
+
+def say(record: Record, facts: Facts, *, lease: Lease, message: str) -> Record:
+    """Say something about a running operation, for people; unchanged if that is what it says already.
+
+    Raises:
+        LeaseLost: The operation is another worker's by now, or has ended.
+    """
+    _check_lease(record, lease)
+    return record if record.status_message == message else _changed(record, facts, status_message=message)
 
 
 def pass_commit_point(record: Record, facts: Facts, *, lease: Lease) -> Record:
@@ -285,9 +319,9 @@ def sweep(record: Record, facts: Facts) -> Record | None:
         case State.RUNNING:
             return _orphaned(record, facts) if facts.lease_expired else record
         case _:
-            if record.expire_at is None or record.expire_at > facts.now:
+            if record.expire_at is None or record.expire_at > facts.surely:
                 return record
-            if record.deleted_at is not None or record.request_id is None or _request_end(record) <= facts.now:
+            if record.deleted_at is not None or record.request_id is None or _request_end(record) <= facts.surely:
                 return None
             return _tombstone(_changed(record, facts, deleted_at=facts.now))
 
@@ -297,7 +331,7 @@ def _orphaned(record: Record, facts: Facts) -> Record:
     if record.cancel_due or _is_late(record, facts):
         return _stopped_for_good(record, facts, CancelOutcome.WORKER_LOST)
     if record.restartable and record.attempt < record.attempt_limit and record.deleted_at is None:
-        return _pending(record, facts, due_at=facts.now)
+        return _pending(record, facts)
     status = Status(
         Code.ABORTED,
         f"The worker that ran {record.name} was lost in attempt {record.attempt} of {record.attempt_limit}",
@@ -317,7 +351,9 @@ def _changed(record: Record, facts: Facts, **changes: Any) -> Record:  # Any: on
     return record._replace(version=record.version + 1, updated_at=facts.now, **changes)
 
 
-def _pending(record: Record, facts: Facts, *, due_at: int, **changes: Any) -> Record:  # Any: as above
+def _pending(record: Record, facts: Facts, *, due_at: int | None = None, **changes: Any) -> Record:  # Any: as above
+    """Make it wait for another claim; one that is due at once keeps its place in the queue."""
+    due_at = record.created_at if due_at is None else due_at
     return _changed(record, facts, state=State.PENDING, due_at=due_at, lease_owner=None, lease_time=None, **changes)
 
 
@@ -350,7 +386,7 @@ def _ended(
         error=None if error is None else error.to_json(),
         cancel_outcome=cancel_outcome,
         ended_at=facts.now,
-        expire_at=facts.now + record.retention,
+        expire_at=max(facts.surely, record.created_at) + record.retention,  # nor early if the clock had jumped back
         lease_owner=None,
         lease_time=None,
     )
@@ -389,7 +425,7 @@ def _cancel_came_first(record: Record) -> bool:
 
 
 def _is_late(record: Record, facts: Facts) -> bool:
-    return record.deadline_at is not None and record.deadline_at <= facts.now
+    return record.deadline_at is not None and record.deadline_at <= facts.surely
 
 
 def _deadline_exceeded(record: Record) -> Status:

@@ -151,9 +151,15 @@ AnyRequest = Insert | Update | Select | Beat | Leave
 
 
 class Transaction(Protocol):
-    """What `apply` needs of an open transaction."""
+    """What `apply` needs of an open transaction.
+
+    Attributes:
+        now: See Facts, as for the next.
+        doubt: See Facts.
+    """
 
     now: int
+    doubt: int
 
     async def read(self, names: Iterable[str]) -> dict[str, Record]:
         """Return the records of these names."""
@@ -330,7 +336,7 @@ async def _update(requests: Sequence[Update], transaction: Transaction, changes:
     current = {**(await transaction.read(wanted) if wanted else {}), **changes.inserted}
     owners = {owner for request in requests if (record := current.get(request.name)) and (owner := record.lease_owner)}
     dead = await transaction.dead_owners(owners)
-    alive, orphaned = Facts(transaction.now), Facts(transaction.now, lease_expired=True)
+    alive, orphaned = (Facts(transaction.now, gone, transaction.doubt) for gone in (False, True))
     for request in requests:
         record = current.get(request.name)
         if record is None:
@@ -363,7 +369,7 @@ async def _select(request: Select, transaction: Transaction) -> Sequence[Record]
     dead = await transaction.dead_owners({record.lease_owner for record in found if record.lease_owner})
     changes = Changes()
     for record in found:
-        new = request.rule(record, Facts(transaction.now, lease_expired=record.lease_owner in dead))
+        new = request.rule(record, Facts(transaction.now, record.lease_owner in dead, transaction.doubt))
         if new is None:
             changes.removed[record.name] = record
         else:

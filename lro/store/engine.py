@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, Self, TypeVar
 import anyio
 
 from lro import lifecycle
-from lro.clock import Clock, SystemClock
+from lro.clock import BELIEVED_AFTER, Clock, SystemClock, WaryClock
 from lro.errors import FailedPrecondition, StoreClosed, Unavailable
 from lro.lifecycle import Record, Transition
 from lro.store.base import Page, PageQuery, Within
@@ -35,6 +35,10 @@ T = TypeVar("T")
 SWEEP_EVERY = 1.0  # seconds between two looks for what time has decided
 SWEEP_LIMIT = 500
 
+JUMPED = (
+    "%s: the wall clock has jumped ahead by %.0f s, or the machine was asleep: deadlines and expiry go on from the "
+    "time before, until that has lasted %.0f minutes"
+)
 FORKED = "this store was opened before the process was forked: open one in the child, after the fork"
 
 
@@ -87,6 +91,8 @@ class Engine(ABC):
 
     def _start_over(self) -> None:
         """Make all that lasts from one opening to its end."""
+        self._wary = WaryClock(self._clock)
+        self._doubts = False
         self._hub = Hub()
         self._supervisor = Supervisor(log)
         self._writes: Queue[AnyRequest] = Queue(self._serve_writes, "write")
@@ -278,8 +284,16 @@ class Engine(ABC):
             except StoreClosed:
                 return  # it has stopped, and the log says why
 
+    def _tell_of_jumps(self) -> None:
+        """Say once of each jump of the clock that nothing is ended or removed by it yet."""
+        doubt = self._wary.doubt()
+        if doubt and not self._doubts:
+            log.warning(JUMPED, self._where, doubt / 1_000_000, BELIEVED_AFTER / 60)
+        self._doubts = bool(doubt)
+
     async def _sweep_all(self) -> None:
         """Settle what time has decided; costs no write where there is nothing."""
+        self._tell_of_jumps()
         around = await self._look_around()
         while around.due or around.orphaned:
             changed = await self._write(Select(Overdue(SWEEP_LIMIT), lifecycle.sweep))

@@ -65,7 +65,9 @@ CREATE TABLE operations (
         CHECK (version >= 1 AND attempt >= 0 AND token >= 0)
 ) STRICT;
 
-CREATE INDEX operations_due ON operations (priority DESC, due_at, seq, tenant) WHERE state = 'PENDING';
+-- The last three say which of those that are not due yet by the clock are due all the same.
+CREATE INDEX operations_due ON operations (priority DESC, due_at, seq, tenant, created_at, started_at, updated_at)
+WHERE state = 'PENDING';
 
 CREATE INDEX operations_running ON operations (lease_owner) WHERE state = 'RUNNING';
 

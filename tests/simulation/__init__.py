@@ -5,8 +5,8 @@ What runs is what ships: the SQLite store with its queue and batches, the worker
 the event loop's choice of what runs next, and the network between clients and processes. All of it draws from one
 seed: latencies, lost requests and answers, commits that fail or succeed and say that they failed, "database is
 locked", processes that are frozen for longer than their leases, killed in the middle of a transaction, shut down and
-started again, a wall clock that jumps by seconds. After each commit, each start of a job and each answer to a client
-`checks` says what must hold; once the trouble ends, all must come to its end.
+started again, a wall clock that jumps by seconds or hours. After each commit, each start of a job and each answer to a
+client `checks` says what must hold; once the trouble ends, all must come to its end.
 
     python -m tests.simulation --seeds 1000                    many stories
     python -m tests.simulation --first 17 --seeds 1 --say      one, told event by event

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from math import inf
 from typing import Any, TypeVar
 
 import anyio
@@ -141,7 +142,7 @@ class SQLiteStore(Engine):
 
     def _look(self, connection: LendingConnection) -> Surroundings:
         self._check_file(connection)
-        (due,) = connection.execute(sql.ANYTHING_DUE, {"now": self._clock.now()}).fetchone()
+        (due,) = connection.execute(sql.ANYTHING_DUE, {"now": self._wary.now()}).fetchone()
         owners = {owner for (owner,) in connection.execute(sql.OWNERS)}
         known = {owner: (beat, lease_time) for owner, beat, lease_time in connection.execute(sql.WORKERS)}
         everyone = {**dict.fromkeys(owners, (None, UNKNOWN_LEASE)), **known}
@@ -210,7 +211,7 @@ class SQLiteStore(Engine):
                 connection.execute("BEGIN IMMEDIATE")
                 began = self._excuse_since(asked)
                 self._check_file(connection)
-                transaction = SQLiteTransaction(connection, self._clock.now(), self._leases, began)
+                transaction = self._transaction(connection, began)
                 written = _finish(apply(batch, transaction))
                 what = "the outcome is unknown, so read again before you repeat it"
                 connection.execute("COMMIT")
@@ -248,12 +249,15 @@ class SQLiteStore(Engine):
             pass
         return damage_of(error, self._where) or _unavailable(error, self._where, what)
 
+    def _transaction(self, connection: LendingConnection, began: float = inf) -> SQLiteTransaction:
+        return SQLiteTransaction(connection, self._clock.now(), self._leases, began=began, doubt=self._wary.doubt())
+
     def _finds_nothing(self, batch: Sequence[AnyRequest], connection: LendingConnection) -> bool:
         """Answer a batch of searches that find nothing, without taking the write lock to learn it."""
         searches = [request for request in batch if isinstance(request, Select)]
         if len(searches) < len(batch):
             return False
-        transaction = SQLiteTransaction(connection, self._clock.now(), self._leases)
+        transaction = self._transaction(connection)
         if any(_finish(transaction.find(search.query)) for search in searches):
             return False
         for search in searches:

@@ -24,7 +24,7 @@ VALUES: dict[str, str] = {
     "metadata": "name",
     "metadata.createTime": "created_at",
     "metadata.updateTime": "updated_at",
-    "metadata.scheduleTime": "CASE WHEN state = 'PENDING' AND due_at > updated_at THEN due_at END",
+    "metadata.scheduleTime": "CASE WHEN state = 'PENDING' AND due_at > max(updated_at, created_at) THEN due_at END",
     "metadata.startTime": "started_at",
     "metadata.endTime": "ended_at",
     "metadata.deadline": "deadline_at",

@@ -49,7 +49,8 @@ def set_up_writer(connection: sqlite3.Connection, place: str, synchronous: str, 
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     known = shipped("sqlite")
-    while True:
+    secret: str | None = None
+    while secret is None:
         connection.execute("BEGIN IMMEDIATE")
         try:
             connection.execute(sql.MIGRATIONS)
@@ -66,9 +67,9 @@ def set_up_writer(connection: sqlite3.Connection, place: str, synchronous: str, 
             connection.execute("COMMIT")
         finally:
             roll_back(connection)
-        if not lacking:
-            return bytes.fromhex(secret), known[-1].number
-        log.info("%s: migration %d (%s) applied", place, lacking[0].number, lacking[0].name)
+        if lacking:
+            log.info("%s: migration %d (%s) applied", place, lacking[0].number, lacking[0].name)
+    return bytes.fromhex(secret), known[-1].number
 
 
 def _require_tables(connection: sqlite3.Connection, place: str) -> None:

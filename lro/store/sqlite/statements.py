@@ -34,11 +34,13 @@ FROM (SELECT 1 FROM operations WHERE state = 'PENDING' AND tenant = ? LIMIT ?)""
 FIND_DUE = (
     SELECT
     + """WHERE state = 'PENDING'
-AND due_at <= ?
-AND job IN (SELECT value FROM json_each(?))
+AND (due_at <= :now OR due_at = created_at OR (started_at IS NOT NULL AND updated_at > :now))
+AND job IN (SELECT value FROM json_each(:jobs))
 ORDER BY priority DESC, due_at, seq
-LIMIT ?"""
+LIMIT :limit"""
 )
+"""As `lifecycle.is_due` has it: what it finds and may not be claimed costs a transaction that changes nothing."""
+
 FIND_ORPHANS = (
     SELECT
     + """WHERE state = 'RUNNING'

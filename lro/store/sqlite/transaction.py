@@ -46,12 +46,15 @@ class SQLiteTransaction:
         connection: LendingConnection,
         now: int,
         leases: Leases,
+        *,
         began: float = inf,
+        doubt: int = 0,
     ) -> None:
         self._connection = connection
         self._leases = leases
         self._began = began  # on the clock of the leases: nobody else can beat from then on
         self.now = now
+        self.doubt = doubt
 
     async def read(self, names: Iterable[str]) -> dict[str, Record]:
         """Return the records of these names."""
@@ -78,13 +81,14 @@ class SQLiteTransaction:
         execute = self._connection.execute
         match query:
             case Due(jobs, limit):
-                return to_records(execute(sql.FIND_DUE, (self.now, json.dumps(jobs), limit)))
+                values = {"now": self.now, "jobs": json.dumps(jobs), "limit": limit}
+                return to_records(execute(sql.FIND_DUE, values))
             case Overdue(limit):
                 dead = await self.dead_owners({owner for (owner,) in execute(sql.OWNERS)})
                 return [
                     *(to_records(execute(sql.FIND_ORPHANS, (json.dumps(list(dead)), limit))) if dead else ()),
-                    *to_records(execute(sql.FIND_LATE, (self.now, limit))),
-                    *to_records(execute(sql.FIND_EXPIRED, (self.now, limit))),
+                    *to_records(execute(sql.FIND_LATE, (self.now - self.doubt, limit))),
+                    *to_records(execute(sql.FIND_EXPIRED, (self.now - self.doubt, limit))),
                 ][:limit]
 
     async def dead_owners(self, owners: Iterable[str]) -> set[str]:

@@ -6,7 +6,8 @@ import anyio
 
 from lro import lifecycle
 from lro.errors import FailedPrecondition, LeaseLost
-from lro.lifecycle import CancelOutcome, Record, State
+from lro.lifecycle import CancelOutcome, Raised, Record, State
+from lro.status import Code, Status
 from lro.testing.contract.tools import (
     HOUR,
     LEASE,
@@ -55,6 +56,42 @@ class Claims(Promises):
             clock.advance(1)
             (claimed,) = await store.claim("w", ["books.render"], 9)
             assert (claimed.name, claimed.started_at) == (record.name, START + 2)
+
+    async def test_a_clock_that_jumps_back_hides_nothing_that_was_due(self, open_store: OpenStore) -> None:
+        """What is due at once, and after its delay a retry; what was scheduled waits for the clock."""
+        clock = ManualClock()
+        async with opened(open_store(clock)) as store:
+            await store.join("w", LEASE)
+            retried = await store.insert(sample_record(restartable=True, attempt_limit=2))
+            (claimed,) = await store.claim("w", ["books.render"], 9)
+            assert claimed.lease is not None
+            failed = Raised(Status(Code.UNAVAILABLE, "away"), retry_in=10 * SECOND)
+            await store.update(claimed.name, partial(lifecycle.finish, lease=claimed.lease, outcome=failed))
+            fresh = await store.insert(sample_record())
+            scheduled = await store.insert(sample_record(due_at=START + 1))
+            clock.jump(-HOUR)
+            found = await store.claim("w", ["books.render"], 9)
+            assert {record.name for record in found} == {retried.name, fresh.name}
+            assert {record.claimed_at for record in found} <= {START - HOUR, START + 1}
+            assert list(await store.claim("w", ["books.render"], 9)) == []
+            clock.jump(HOUR)
+            assert list(await store.claim("w", ["books.render"], 9)) == []
+            clock.advance(1)
+            assert [record.name for record in await store.claim("w", ["books.render"], 9)] == [scheduled.name]
+
+    async def test_what_is_given_back_keeps_its_place_in_the_queue(self, open_store: OpenStore) -> None:
+        """Ahead of what came later; a worker that is going down makes nobody wait longer."""
+        clock = ManualClock()
+        async with opened(open_store(clock)) as store:
+            await store.join("w", LEASE)
+            first = await store.insert(sample_record())
+            (claimed,) = await store.claim("w", ["books.render"], 1)
+            clock.advance(SECOND)
+            second = await store.insert(sample_record(created_at=START + 1, due_at=START + 1))
+            assert claimed.lease is not None
+            await store.update(first.name, partial(lifecycle.give_back, lease=claimed.lease))
+            order = [(await store.claim("w", ["books.render"], 1))[0].name for _ in range(2)]
+            assert order == [first.name, second.name]
 
     async def test_only_the_given_jobs_are_claimed(self, open_store: OpenStore) -> None:
         """And never more than the limit."""

@@ -11,6 +11,7 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
+from lro.clock import WaryClock
 from lro.errors import NotFound
 from lro.lifecycle import Facts, Lease, Record, Transition
 from lro.operations import Operations
@@ -51,6 +52,7 @@ class Teller(RuleBasedStateMachine):
         self.seen: dict[str, Record] = {}
         self.walks: list[Walk] = []
         self.owners: dict[str, str] = {}  # by worker, the id under which it has joined
+        self.wary: dict[str, WaryClock] = {}  # by store, how far it believes the clock
         self.frozen: dict[str, float] = {}  # by id, since when nobody has seen it renew
         with ExitStack() as undo:
             undo.callback(self._exits.close)
@@ -112,7 +114,7 @@ class Teller(RuleBasedStateMachine):
         """Change the model, and return what the store must answer."""
         record = self.model.records.get(name)
         is_dead = record is not None and who in FRONTS and record.lease_owner in self._dead()
-        return refused(partial(self.model.update, name, transition, Facts(self.clock.now(), is_dead)))
+        return refused(partial(self.model.update, name, transition, self._facts(who, is_dead)))
 
     def _change(self, who: str, name: str, transition: Transition) -> object:
         """Change a record; return it, or how that was refused."""
@@ -179,10 +181,16 @@ class Teller(RuleBasedStateMachine):
     # who lives
 
     def _open(self, who: str) -> None:
-        self.model.sweep(self.clock.now(), ())
+        self.wary[who] = WaryClock(self.clock)
+        self.model.sweep(self._facts(who), ())
         for side in self.sides:
             side.open(who)
             self._portal.call(side.sweep, who)
+
+    def _close(self, who: str) -> None:
+        del self.wary[who]
+        for side in self.sides:
+            side.close(who)
 
     def _begin_work(self, worker: str) -> None:
         self.count += 1
@@ -199,14 +207,22 @@ class Teller(RuleBasedStateMachine):
         now = self.clock.monotonic()
         return [owner for owner, since in self.frozen.items() if now - since >= LEASE / 1_000_000]
 
+    def _facts(self, who: str, is_dead: bool = False) -> Facts:
+        """Return the facts that a store would give a transition now."""
+        return Facts(self.clock.now(), is_dead, self.wary[who].doubt())
+
     def _observe(self) -> None:
-        """Have those that serve clients look at the beats of all that hold something."""
+        """Have all look at the clock, and those that serve clients at the beats of all that hold something."""
+        for clock in self.wary.values():
+            clock.doubt()
         held = [record.name for record in self.model.records.values() if record.lease is not None]
 
         async def observe(side: Side) -> None:
             for front in FRONTS:
                 for name in held:
                     await side.store(front).update(name, unchanged)
+            for who in self.wary:
+                await answer_of(side.store(who).update("operations/none", unchanged))
 
         self._ask(observe)
 

@@ -50,27 +50,26 @@ class Model:
         self.records[name] = transition(self.records[name], facts)
         return self.records[name]
 
-    def claim(self, owner: str, jobs: Collection[str], limit: int, lease_time: int, now: int) -> list[Record]:
+    def claim(self, owner: str, jobs: Collection[str], limit: int, lease_time: int, facts: Facts) -> list[Record]:
         """Do as Store.claim."""
-        due = [
-            one for one in self.records.values() if one.state is State.PENDING and one.due_at <= now and one.job in jobs
-        ]
+        pending = [one for one in self.records.values() if one.state is State.PENDING and one.job in jobs]
+        due = [one for one in pending if _is_due(one, facts.now)]
         due.sort(key=lambda one: (-one.priority, one.due_at))  # stable: of equals the first that came
         claimed: list[Record] = []
         for one in due[:limit]:
-            new = self.update(one.name, partial(lifecycle.claim, owner=owner, lease_time=lease_time), Facts(now))
+            new = self.update(one.name, partial(lifecycle.claim, owner=owner, lease_time=lease_time), facts)
             if new.lease is not None:
                 claimed.append(new)
                 self.leases.setdefault(one.name, []).append(new.lease)
         return claimed
 
-    def sweep(self, now: int, dead: Collection[str]) -> None:
+    def sweep(self, facts: Facts, dead: Collection[str]) -> None:
         """Settle what time has decided, until there is nothing more to settle."""
         settled = False
         while not settled:
             settled = True
             for name, record in list(self.records.items()):
-                new = lifecycle.sweep(record, Facts(now, lease_expired=record.lease_owner in dead))
+                new = lifecycle.sweep(record, facts._replace(lease_expired=record.lease_owner in dead))
                 if new is None:
                     del self.records[name]
                     self.gone.add(name)
@@ -102,6 +101,14 @@ class Model:
 def key_of(record: Record) -> tuple[int, str]:
     """Return by what listings are sorted."""
     return record.created_at, record.name
+
+
+def _is_due(record: Record, now: int) -> bool:
+    """Return whether it may be claimed: scheduled for later by the clock, or written later than now, says nothing."""
+    was_scheduled = record.started_at is None and record.due_at != record.created_at
+    if was_scheduled:
+        return record.due_at <= now
+    return record.due_at <= now or record.due_at == record.created_at or record.updated_at > now
 
 
 def _request(record: Record) -> tuple[str | None, ...]:

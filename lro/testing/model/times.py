@@ -24,6 +24,7 @@ class Times(Workers):
         """Let time pass, in which all that live renew their leases; the wall clock may jump, which kills nobody."""
         self._pass(seconds * SECOND)
         self.clock.jump(jump * HOUR)
+        self._observe()
         if sweeper is not None:
             self._sweep(sweeper)
 
@@ -59,8 +60,7 @@ class Times(Workers):
         owner = self.owners[worker]
         if crashes or owner in self.frozen:
             self._freeze(worker)
-            for side in self.sides:
-                side.close(worker)
+            self._close(worker)
             self._pass(LEASE)
             self._sweep(FRONTS[1])
             self.frozen.pop(self.owners.pop(worker))
@@ -68,8 +68,7 @@ class Times(Workers):
             return
         self._ask(lambda side: side.store(worker).leave(owner))
         if not self.model.held(owner):
-            for side in self.sides:
-                side.close(worker)
+            self._close(worker)
             self._begin_work(worker)
 
     @rule(front=FRONT)
@@ -78,8 +77,7 @@ class Times(Workers):
         if any(self.model.held(owner) for owner in self.frozen):  # a store that opens has not seen them live
             self._pass(LEASE)
             self._sweep(front)
-        for side in self.sides:
-            side.close(front)
+        self._close(front)
         self._open(front)
 
     @rule(which=WHICH)
@@ -98,7 +96,7 @@ class Times(Workers):
         self._thaw(holder)
 
     def _sweep(self, front: str) -> None:
-        self.model.sweep(self.clock.now(), self._dead())
+        self.model.sweep(self._facts(front), self._dead())
         self._ask(lambda side: side.sweep(front))
 
     def _pass(self, micros: int) -> None:

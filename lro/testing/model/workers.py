@@ -39,7 +39,7 @@ class Workers(Teller):
         if not any(record.state is State.PENDING for record in self.model.records.values()):
             self._create(restartable=True, attempt_limit=3)
         due = {name: record.token for name, record in self.model.records.items()}
-        expected = self.model.claim(owner, jobs, limit, LEASE, self.clock.now())
+        expected = self.model.claim(owner, jobs, limit, LEASE, self._facts(worker))
         assert self._ask(lambda side: side.store(worker).claim(owner, jobs, limit)) == expected
         for record in expected:
             assert record.lease == Lease(owner, due[record.name] + 1), "R9: a token of its own for each claim"
