@@ -85,6 +85,7 @@ SHOWN = {
     "Code that blocks: plain functions",
     "Your rows and the operation, one commit",
     "Starlette and FastAPI",
+    "Operations that do not give way",
     "Logs",
 }
 
@@ -116,6 +117,14 @@ def test_an_endpoint_returns_an_operation(load: Load) -> None:
         started = client.post("/v1/books:render", json={"pages": 9}).json()
         assert client.post(f"/v1/{started['name']}:wait").json()["response"]["value"] == 9
         assert "Operation" in client.get("/openapi.json").json()["components"]["schemas"]
+
+
+async def test_an_observer_counts(load: Load) -> None:
+    shown = load("Operations that do not give way")
+    async with shown.service as service:
+        name = (await service.operations.start(shown.bind)).name
+        await service.operations.wait(name)
+    assert shown.counting.ended == {"SUCCEEDED": 1}
 
 
 def test_a_line_is_json(load: Load, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,9 +177,7 @@ class Story:
         self.database.locked_until = 0.0
         self._be_quick()
         behind = self.machine.latest_wall - self.machine.wall()
-        self.machine.jump(
-            behind / 1_000_000
-        )  # or what was scheduled by a clock that was ahead would wait for it
+        self.machine.jump(behind / 1_000_000)  # or what was scheduled by a clock that was ahead would wait for it
 
     def _is_quiet(self) -> bool:
         return not (self._unfinished or self.checks.unfinished or self.checks.running())
