@@ -65,7 +65,7 @@ class SQLiteStore(Engine):
         self._leases = Leases(self._clock.monotonic, self._place.locks)
         try:
             await self._place.open(exits, self._hub.publish_unknown)
-            self._writer = await self._connect(exits)
+            self._writer, self._stuck = await self._connect(exits), False
             secret, self._newest = await self._writer.run(self._set_up)
             self._place.check()
             self._reader = await self._connect(exits, reads_only=True)
@@ -154,6 +154,8 @@ class SQLiteStore(Engine):
     async def _carry_out(self, batch: Sequence[AnyRequest]) -> Sequence[Record]:
         began = anyio.current_time()
         try:
+            if self._stuck:
+                await self._replace_writer()
             return await self._writer.run(partial(self._transact, batch))
         except BaseException as error:
             if isinstance(error, StoreClosed):
@@ -163,15 +165,30 @@ class SQLiteStore(Engine):
                 if anyio.current_time() - began >= 0.9 * self._patience:
                     self._writes.refuse_waiting(error)
             with anyio.CancelScope(shield=True):
-                if await self._writer.run(lambda connection: connection.in_transaction):
-                    await self._replace_writer()
+                if not self._stuck and await self._writer.run(lambda connection: connection.in_transaction):
+                    await self._give_up_writer()
             raise
 
-    async def _replace_writer(self) -> None:
+    async def _give_up_writer(self) -> None:
+        """Close the connection that writes, for it could not roll back: with its locks it would shut out others."""
         log.error("%s: the writer's connection is stuck in a transaction and is replaced", self._where)
+        self._stuck = True
         await self._writer.close()
-        self._writer = await self._connect(self._exits)
-        await self._writer.run(self._set_up)
+
+    async def _replace_writer(self) -> None:
+        lane = None
+        try:
+            lane = await self._connect(self._exits)
+            await lane.run(self._set_up)
+        except (OSError, sqlite3.Error) as error:
+            if lane is not None:
+                await lane.close()
+            raise Unavailable(
+                "the store can't be opened again; try again",
+                reason="STORE_UNAVAILABLE",
+                inside=f"{self._where}: {error}",
+            ) from error
+        self._writer, self._stuck = lane, False
 
     def _transact(self, batch: Sequence[AnyRequest], connection: LendingConnection) -> Sequence[Record]:
         """Carry out a batch in one transaction; after a data error each request in one of its own."""

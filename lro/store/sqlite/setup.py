@@ -4,6 +4,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from lro.errors import FailedPrecondition
@@ -92,9 +93,13 @@ def _migrate(connection: sqlite3.Connection, migration: Migration, place: str, n
 
 
 def roll_back(connection: sqlite3.Connection) -> None:
-    """Roll back what is open; SQLite has done so by itself if the disk was full."""
+    """Roll back what is open; SQLite has done so by itself if the disk was full.
+
+    If that fails it stays open, for the caller to see: the error that led here says more.
+    """
     if connection.in_transaction:
-        connection.execute("ROLLBACK")
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
 
 
 def _statements(script: str) -> Iterable[str]:
