@@ -112,6 +112,8 @@ class Codec(Generic[T]):
         text = encode(written, limit, depth)
         if "null" in text:  # pydantic writes it for NaN and infinity too, where a field takes anything
             _check_finite(self.adapter.dump_python(value, by_alias=True))
+        if "\ufffd" in text:  # and this for the half of a surrogate pair in a key
+            _check_keys(self.adapter.dump_python(value, by_alias=True))
         return text
 
 
@@ -141,6 +143,17 @@ def _check_finite(value: object) -> None:
     elif isinstance(value, (list, tuple, set, frozenset)):
         for member in cast("list[object]", value):
             _check_finite(member)
+
+
+def _check_keys(value: object) -> None:
+    if isinstance(value, dict):
+        for key, member in cast("dict[object, object]", value).items():
+            if isinstance(key, str) and not is_text(key):
+                raise PayloadError("holds a key that is no Unicode text")
+            _check_keys(member)
+    elif isinstance(value, (list, tuple)):
+        for member in cast("list[object]", value):
+            _check_keys(member)
 
 
 def encode(value: object, limit: int, depth: int) -> str:

@@ -109,7 +109,7 @@ def test_killed_at_any_statement_of_a_start_the_rows_and_the_operation_are_both_
 ) -> None:
     *killed, through, unanswered = play(tmp_path, "one")
     assert through.last == "through"
-    expected = ["BEGIN", "SELECT", "SELECT", "SAVEPOINT", "INSERT", "INSERT", "RELEASE", "INSERT", "COMMIT"]
+    expected = ["BEGIN", "SELECT", "SELECT", "SELECT", "SAVEPOINT", "INSERT", "INSERT", "RELEASE", "INSERT", "COMMIT"]
     assert kinds(through) == expected
     assert [kinds(run)[-1] for run in killed] == kinds(through), "not each statement had its kill"
     for run in killed:

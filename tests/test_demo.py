@@ -1,5 +1,6 @@
 """`lro demo` as a person runs it: an installed command, no terminal."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,7 @@ def test_the_story_fails_if_something_did_not_happen(tmp_path: Path, monkeypatch
             for path in self._folder.glob("lro.db*"):
                 if path.is_file():
                     path.unlink()
+            shutil.rmtree(self._folder / "lro.db.workers")  # or it would know that there was one
             return pid
 
     monkeypatch.setattr(story, "_Server", Forgetful)

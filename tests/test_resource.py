@@ -468,6 +468,7 @@ TREE: dict[str, Code] = {
     "Unavailable": Code.UNAVAILABLE,
     "LeaseLost": Code.ABORTED,
     "StoreClosed": Code.UNAVAILABLE,
+    "StoreDamaged": Code.DATA_LOSS,
 }
 PLAIN = [getattr(errors, name) for name in TREE]
 

@@ -120,7 +120,7 @@ class House:
     def leavings(self) -> list[str]:
         """The files that processes leave behind that are killed: their locks and bells."""
         beside = self.folder / "shared.db.workers"
-        return sorted(path.name for path in beside.iterdir() if path.name != "write.turn")
+        return sorted(path.name for path in beside.iterdir() if path.name not in ("write.turn", "made"))
 
 
 @pytest.fixture

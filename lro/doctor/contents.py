@@ -30,15 +30,15 @@ STUCK = {
 WHERE state = 'RUNNING'
 AND cancellable = 1
 AND committed_at IS NULL
-AND cancel_requested_at + coalesce(grace, 0) < :then
+AND cancel_requested_at + coalesce(grace, 0) < :long_ago
 ORDER BY cancel_requested_at""",
     "pending": """SELECT name FROM operations
 WHERE state = 'PENDING'
-AND due_at < :then
+AND due_at < :long_ago
 ORDER BY due_at""",
     "deadline": """SELECT name FROM operations
 WHERE state IN ('PENDING', 'RUNNING')
-AND deadline_at < :then
+AND deadline_at < :long_ago
 ORDER BY deadline_at""",
 }
 ADVICE = {
@@ -168,9 +168,9 @@ def _is_held(lock: Path) -> bool:
 def _examine_operations(connection: sqlite3.Connection, examination: Examination) -> None:
     states = connection.execute("SELECT state, count(*) FROM operations WHERE deleted_at IS NULL GROUP BY state")
     examination.facts["operations"] = dict(states.fetchall())
-    then = time.time_ns() // 1000 - LONG * 1_000_000
+    long_ago = time.time_ns() // 1000 - LONG * 1_000_000
     for check, statement in STUCK.items():
-        if names := [name for (name,) in connection.execute(statement, {"then": then})]:
+        if names := [name for (name,) in connection.execute(statement, {"long_ago": long_ago})]:
             examination.warn(check, f"{_some(names)} {SAYS[check]}", ADVICE[check])
 
 
