@@ -72,7 +72,8 @@ def told(log: Path) -> Told:
         acknowledged("delete"),
         [line[1] for line in lines if line[0] == "expired"],
         {line[1]: line[2] for line in lines if line[0] == "ended"},
-        Counter((line[1], line[2]) for line in lines if line[0] == "begin"),
+        Counter((line[1], line[2]) for line in lines if line[0] == "begin")
+        - Counter((line[1], line[2]) for line in lines if line[0] == "back"),
         [line[1] for line in lines if line[0] == "stuck"],
     )
 

@@ -15,11 +15,8 @@ NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py(?:::\w+)*)`", PAGE)) - {"test
 def names_in(path: Path) -> set[str]:
     """Return the tests of a module, those of its classes and of the classes that it inherits them from."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found: set[str] = set()
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or isinstance(node, ast.ClassDef):
-            found.add(node.name)
-    return found
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in tree.body if isinstance(node, kinds)}
 
 
 @pytest.mark.parametrize("test", NAMED)

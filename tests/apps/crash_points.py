@@ -15,8 +15,8 @@ import signal
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from lro import Context, LROError, Operations, RetryPolicy, State, Worker, job
 from lro.errors import NotFound
-from lro.lifecycle import Record
+from lro.lifecycle import Record, StopReason
 from lro.store import engine
 from lro.store.batch import AnyRequest, Beat, Due, Insert, Leave, Select, Update
 from lro.store.sqlite import SQLiteStore
@@ -56,19 +56,30 @@ class Pages(BaseModel):
     done: int = 0
 
 
+@contextmanager
+def noted(ctx: Context[Pages]) -> Iterator[None]:
+    """Note that an attempt begins, and if a shutdown takes it back: then the next one has its number."""
+    tell("begin", ctx.name, ctx.attempt)
+    try:
+        yield
+    finally:
+        if ctx.stop_reason is StopReason.SHUTDOWN:
+            tell("back", ctx.name, ctx.attempt)
+
+
 @job("once")
 async def once(ctx: Context[Pages]) -> int:
-    tell("begin", ctx.name, ctx.attempt)
-    for page in range(3):
-        await ctx.checkpoint(Pages(done=page))
+    with noted(ctx):
+        for page in range(3):
+            await ctx.checkpoint(Pages(done=page))
     return 3
 
 
 @job("again", restartable=True, retry=RetryPolicy(attempts=4, initial_delay=timedelta(0)))
 async def again(ctx: Context[Pages]) -> int:
-    tell("begin", ctx.name, ctx.attempt)
-    for page in range(ctx.progress.done, 3):
-        await ctx.checkpoint(Pages(done=page))
+    with noted(ctx):
+        for page in range(ctx.progress.done, 3):
+            await ctx.checkpoint(Pages(done=page))
     if ctx.attempt == 1:
         raise OSError("once more")
     return 3
@@ -76,11 +87,11 @@ async def again(ctx: Context[Pages]) -> int:
 
 @job("long", restartable=True)
 async def long(ctx: Context[Pages]) -> int:
-    tell("begin", ctx.name, ctx.attempt)
-    for page in range(1000):
-        await ctx.sleep(0.02)
-        if SECOND_LIFE and page == 5:
-            break
+    with noted(ctx):
+        for page in range(1000):
+            await ctx.sleep(0.02)
+            if SECOND_LIFE and page == 5:
+                break
     return 3
 
 
@@ -170,18 +181,20 @@ async def live(path: Path, point: Callable[[str], None]) -> None:
 
         async def client(number: int) -> None:
             which = JOBS[number % 3]
-            started = await operations.start(which, request_id=f"{number}", ttl=timedelta(0) if number > 8 else None)
-            tell("ack", "start", started.name)
-            if which is long or number % 4 == 0:
-                await anyio.sleep(0.01 * number)
-                await operations.cancel(started.name)
-                tell("ack", "cancel", started.name)
-            ended = await operations.wait(started.name, timeout=timedelta(seconds=8))
-            if ended.done:
-                tell("ended", ended.name, ended.state)
-            if number % 5 == 0:
-                await operations.delete(started.name)
-                tell("ack", "delete", started.name)
+            brief = number > 8
+            started = await operations.start(which, request_id=f"{number}", ttl=timedelta(0) if brief else None)
+            tell("ack", "brief" if brief else "start", started.name)
+            with suppress(NotFound):  # it has had its time
+                if which is long or number % 4 == 0:
+                    await anyio.sleep(0.01 * number)
+                    await operations.cancel(started.name)
+                    tell("ack", "cancel", started.name)
+                ended = await operations.wait(started.name, timeout=timedelta(seconds=8))
+                if ended.done:
+                    tell("ended", ended.name, ended.state)
+                if number % 5 == 0:
+                    await operations.delete(started.name)
+                    tell("ack", "delete", started.name)
 
         # one worker of few slots: claims of several, and what it holds at its end is given back
         async with Worker(store, JOBS, concurrency=3, lease=timedelta(seconds=0.3), drain=timedelta(seconds=1)):
