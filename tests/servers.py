@@ -5,12 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import httpx2
+
+T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parents[1]
 _RUN = """
@@ -84,3 +87,26 @@ class Server:
 
     def client(self, timeout: float = 20.0) -> httpx2.Client:
         return httpx2.Client(base_url=f"{self.url}/v1/", timeout=timeout)
+
+
+def run(client: httpx2.Client, job: str, **body: Any) -> str:  # Any: JSON
+    """Start an operation and return its name."""
+    response = client.post(f"jobs/{job}:run", json=body)
+    assert response.status_code == 200, response.text
+    return str(response.json()["name"])
+
+
+def get(client: httpx2.Client, name: str) -> dict[str, Any]:  # Any: JSON
+    """Return an operation."""
+    response = client.get(name)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+def eventually(look: Callable[[], T | None], what: str, seconds: float = 20.0) -> T:
+    """Look, within bounds, until there is something to see: another process sets no event here."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, f"not seen in {seconds:g} s: {what}"
+        time.sleep(0.002)
+    return found

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from tests.servers import REPOSITORY, Server
+from tests.servers import REPOSITORY, Server, eventually
 
 KILLS = int(os.environ.get("LRO_TEST_KILLS", "12"))
 log = logging.getLogger(__name__)  # the figures: pytest --log-cli-level=info
@@ -174,7 +174,7 @@ def test_what_the_killed_process_before_it_held_is_settled_once(killed: Path) ->
 
 
 class Clients:
-    """Clients of one server, in threads: they start, cancel and delete, and note what they are told."""
+    """Clients of one server, in threads: they start and cancel, and note what they are told."""
 
     def __init__(self, url: str, number: int) -> None:
         self._url = url
@@ -183,7 +183,6 @@ class Clients:
         self.failed: list[BaseException] = []
         self.started: list[str] = []
         self.cancelled: list[str] = []
-        self.deleted: list[str] = []
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -234,10 +233,44 @@ class Clients:
         return found
 
 
-def begun(folder: Path) -> list[tuple[str, str, float]]:
-    """Return the attempts that began: name, number, time."""
+class Begun(NamedTuple):
+    """An attempt that began, when and in which process."""
+
+    name: str
+    attempt: str
+    at: float
+    pid: int
+
+
+def begun(folder: Path) -> list[Begun]:
     lines = [line.split() for line in (folder / "begun").read_text().splitlines()]
-    return [(name, attempt, float(at)) for name, attempt, at in lines]
+    return [Begun(name, attempt, float(at), int(pid)) for name, attempt, at, pid in lines]
+
+
+def held_by(folder: Path, pid: int) -> set[str]:
+    """Return what a process that was killed held and is to be begun again, by what it has left."""
+    its = {one.name for one in begun(folder) if one.pid == pid}
+    return {name for name in resumable(folder) if name in its}
+
+
+def resumable(folder: Path) -> list[str]:
+    """Return what has not ended and is to run (again); read so that nothing of what a kill left is changed."""
+    open_ones = """SELECT name FROM operations
+    WHERE restartable = 1 AND state IN ('PENDING', 'RUNNING') AND cancel_requested_at IS NULL"""
+    with closing(sqlite3.connect(f"{(folder / 'life.db').as_uri()}?mode=ro", uri=True)) as connection:
+        return [name for (name,) in connection.execute(open_ones)]
+
+
+def until_begun_again(folder: Path, held: set[str], killed_at: float) -> float | None:
+    """Wait until something that was held has begun again, and return after how long; None if all was cancelled."""
+
+    def look() -> tuple[float | None] | None:
+        times = [one.at for one in begun(folder) if one.name in held and one.at > killed_at]
+        if times:
+            return (min(times) - killed_at,)
+        return None if held & set(resumable(folder)) else (None,)
+
+    return eventually(look, "what the killed one held has begun again")[0]
 
 
 def until_over(server: Server, names: list[str]) -> dict[str, str]:
@@ -260,38 +293,23 @@ def test_killed_at_random_under_load_nothing_is_lost_or_doubled(tmp_path: Path) 
             for _ in range(KILLS):
                 before = len(clients.started)
                 time.sleep(seeded.uniform(0.05, 0.4))  # at any moment: this is what is drawn
-                while len(clients.started) == before:  # of a life in which something happens
-                    time.sleep(0.001)
+                eventually(lambda: len(clients.started) > before, "something happens in each life")  # noqa: B023 -- called at once
+                pid, killed_at = server.pid, time.monotonic()
                 server.kill()
-                killed_at = time.monotonic()
+                held = held_by(tmp_path, pid)
                 server.start()
-                if (back := until_back(tmp_path, killed_at)) is not None:
+                if held and (back := until_begun_again(tmp_path, held, killed_at)) is not None:
                     times.append(back)
         ended = until_over(server, clients.started)
     there = rows(tmp_path / "life.db")
-    attempts = Counter((name, attempt) for name, attempt, _ in begun(tmp_path))
-    judge(there, Told(clients.started, clients.cancelled, clients.deleted, [], ended, attempts, []))
+    attempts = Counter((one.name, one.attempt) for one in begun(tmp_path))
+    judge(there, Told(clients.started, clients.cancelled, [], [], ended, attempts, []))
     assert not [name for name, row in there.items() if row.state not in TERMINAL]
     assert times, "no kill met an operation that goes on"
     acknowledged = len(clients.started) + len(clients.cancelled)
     assert acknowledged > KILLS
     log.info("%d kills, %d acknowledgements", KILLS, acknowledged)
     log.info("back after %.2f s, %.2f at most", median(times), max(times))
-
-
-def until_back(folder: Path, killed_at: float) -> float | None:
-    """Wait until an operation that was killed has begun again, and return after how long; None if none had to."""
-    at_kill = {name for name, _, at in begun(folder) if at < killed_at}
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        after = [(name, at) for name, _, at in begun(folder) if at > killed_at]
-        again = [at for name, at in after if name in at_kill]
-        if again:
-            return again[0] - killed_at
-        if after:
-            return None
-        time.sleep(0.002)
-    raise AssertionError("it is not back")
 
 
 def test_of_two_that_work_the_one_that_is_killed_is_replaced_at_once(tmp_path: Path) -> None:
@@ -303,32 +321,18 @@ def test_of_two_that_work_the_one_that_is_killed_is_replaced_at_once(tmp_path: P
         with clients.at_work():
             for _ in range(max(3, KILLS // 20)):
                 wanted = len(clients.started) + 20
-                while len(clients.started) < wanted:
-                    time.sleep(0.005)
+                eventually(lambda: len(clients.started) >= wanted, "both work")  # noqa: B023 -- called at once
+                pid, killed_at = one.pid, time.monotonic()
                 one.kill()
-                if (back := until_taken_over(tmp_path, time.monotonic())) is not None:
+                held = held_by(tmp_path, pid)
+                if held and (back := until_begun_again(tmp_path, held, killed_at)) is not None:
                     times.append(back)
                 one.start()
                 with one.client() as client:
                     client.get("healthz")
         until_over(other, clients.started)
-    attempts = Counter((name, attempt) for name, attempt, _ in begun(tmp_path))
+    attempts = Counter((one.name, one.attempt) for one in begun(tmp_path))
     judge(rows(tmp_path / "life.db"), Told(clients.started, clients.cancelled, [], [], {}, attempts, []))
     assert times, "no kill met an operation that goes on"
     assert max(times) < 10, "it was not its lock file that told, but its lease of 30 s"
     log.info("%d take-overs, after %.2f s, %.2f at most", len(times), median(times), max(times))
-
-
-def until_taken_over(folder: Path, killed_at: float) -> float | None:
-    """Wait until the other has what the killed one held, and return after how long; None if it held nothing."""
-    until = time.monotonic() + 20
-    with closing(sqlite3.connect(folder / "life.db")) as connection:
-        held = "SELECT count(*) FROM operations WHERE state = 'RUNNING' AND restartable = 1"
-        if connection.execute(held).fetchone() == (0,):
-            return None
-    while time.monotonic() < until:
-        again = [at for _, attempt, at in begun(folder) if attempt != "1" and at > killed_at]
-        if again:
-            return again[0] - killed_at
-        time.sleep(0.002)
-    return None

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.servers import Server
+from tests.servers import Server, get, run
 
 Json = dict[str, Any]
 
@@ -18,18 +18,6 @@ Json = dict[str, Any]
 @pytest.fixture(params=["asyncio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def run(client: httpx2.Client, job: str, **body: Any) -> str:
-    response = client.post(f"jobs/{job}:run", json=body)
-    assert response.status_code == 200, response.text
-    return str(response.json()["name"])
-
-
-def get(client: httpx2.Client, name: str) -> Json:
-    response = client.get(name)
-    assert response.status_code == 200, response.text
-    return dict(response.json())
 
 
 def state(operation: Json) -> str:

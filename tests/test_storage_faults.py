@@ -23,7 +23,7 @@ import httpx2
 import pytest
 
 from tests import disks
-from tests.servers import REPOSITORY, Server
+from tests.servers import REPOSITORY, Server, eventually, get, run
 
 SOAK = os.environ.get("LRO_TEST_SOAK") == "1"
 Json = dict[str, Any]
@@ -58,18 +58,6 @@ def serve(
     return Server("tests.apps.faults:app", folder, {**environment, **(more or {})}, inside)
 
 
-def run(client: httpx2.Client, job: str = "once", **body: Any) -> str:
-    response = client.post(f"jobs/{job}:run", json=body)
-    assert response.status_code == 200, response.text
-    return str(response.json()["name"])
-
-
-def get(client: httpx2.Client, name: str) -> Json:
-    response = client.get(name)
-    assert response.status_code == 200, response.text
-    return dict(response.json())
-
-
 def about(operation: Json) -> Json:
     return dict(operation["metadata"]["value"])
 
@@ -86,15 +74,8 @@ def figure(text: str) -> None:
     sys.stdout.write(f"{text}\n")  # for `pytest -rP`
 
 
-def until(look: Callable[[], object], what: str, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < end, f"this did not come about in {seconds} s: {what}"
-        time.sleep(0.01)
-
-
 def ended(client: httpx2.Client, name: str) -> Json:
-    until(lambda: client.post(f"{name}:wait", json={"timeout": "8s"}).json().get("done"), f"{name} ends")
+    eventually(lambda: client.post(f"{name}:wait", json={"timeout": "8s"}).json().get("done"), f"{name} ends")
     return get(client, name)
 
 
@@ -124,8 +105,8 @@ def test_a_full_disk_refuses_what_it_can_not_keep_and_everything_ends_once_there
         server.client() as client,
     ):
         running = [run(client, ("once", "again")[number % 2]) for number in range(6)]
-        until(partial(gone_on, client, dict.fromkeys(running, 0)), "all have saved something")
-        pending = [run(client) for _ in range(3)]
+        eventually(partial(gone_on, client, dict.fromkeys(running, 0)), "all have saved something")
+        pending = [run(client, "once") for _ in range(3)]
         filler = Path(f"/proc/{server.pid}/root{folder}/filler")
         refusals = 0
         for _ in range(4 if SOAK else 2):
@@ -143,9 +124,9 @@ def test_a_full_disk_refuses_what_it_can_not_keep_and_everything_ends_once_there
             assert {name: counted(client, name) for name in running} == before, "checkpoints wait"
             assert client.get("healthz").status_code == 200
             filler.unlink()
-            until(partial(gone_on, client, before), "checkpoints go on")
+            eventually(partial(gone_on, client, before), "checkpoints go on")
         assert client.post(f"{pending[0]}:cancel").json() == {}
-        late = run(client, requestId="one")
+        late = run(client, "once", requestId="one")
         (outside / "go").touch()
 
         ends = {name: about(ended(client, name)) for name in [*running, *pending, late]}
@@ -261,8 +242,8 @@ def go_on(process: "subprocess.Popen[str]") -> None:
 def test_who_keeps_the_file_locked_is_waited_for_so_long_and_no_longer(folder: Path, outside: Path) -> None:
     patience = 5.0 if SOAK else 0.6
     with serve(folder, outside, patience=patience) as server, server.client() as client:
-        running = [run(client) for _ in range(3)]
-        until(partial(gone_on, client, dict.fromkeys(running, 0)), "all have saved something")
+        running = [run(client, "once") for _ in range(3)]
+        eventually(partial(gone_on, client, dict.fromkeys(running, 0)), "all have saved something")
         with holder(LOCK, folder / "lro.db") as process:
             answers: list[tuple[httpx2.Response, float]] = []
 
@@ -274,7 +255,7 @@ def test_who_keeps_the_file_locked_is_waited_for_so_long_and_no_longer(folder: P
             threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
             for thread in threads:
                 thread.start()
-            until(lambda: len(answers) == len(threads), "all are answered")
+            eventually(lambda: len(answers) == len(threads), "all are answered")
             for thread in threads:
                 thread.join()
             for answer, took in answers:
@@ -307,10 +288,10 @@ def test_a_process_that_is_frozen_in_the_middle_of_a_write_costs_the_others_noth
         other.client() as second,
     ):
         running: list[str] = []
-        until(lambda: second.get("readyz").status_code == 200, "the other one serves")
+        eventually(lambda: second.get("readyz").status_code == 200, "the other one serves")
         for end, frozen in (("continued", 1.5 * lease), ("killed", 0.3 * lease)):
-            fresh = [run(client) for _ in range(5)]
-            until(partial(gone_on, client, dict.fromkeys(fresh, 0)), "all have saved something")
+            fresh = [run(client, "once") for _ in range(5)]
+            eventually(partial(gone_on, client, dict.fromkeys(fresh, 0)), "all have saved something")
             running += fresh
             with holder(WRITE, folder / "lro.db") as process:
                 process.send_signal(signal.SIGSTOP)
@@ -351,7 +332,7 @@ def test_a_disk_that_is_slow_to_flush_blocks_no_event_loop_and_every_wait_ends(f
         other.client() as second,
     ):
         running = [run(client, ("once", "again")[number % 2]) for number in range(6)]
-        until(partial(gone_on, client, dict.fromkeys(running, 0)), "all have saved something")
+        eventually(partial(gone_on, client, dict.fromkeys(running, 0)), "all have saved something")
         slow.write_text(str(int(flush * 1_000_000)))
         lags: list[float] = []
         done = threading.Event()
@@ -415,10 +396,10 @@ def test_after_a_loss_of_power_what_was_flushed_holds_every_acknowledgement(
                 threading.Thread(target=load, args=(server, number + cut * 10, started, cancelled, finished))
                 for number in range(3)
             ]
-            until(lambda: client.get("healthz").status_code == 200, "it serves")
+            eventually(lambda: client.get("healthz").status_code == 200, "it serves")
             for thread in threads:
                 thread.start()
-            until(partial(enough, started, len(started) + (100 if SOAK else 40)), "it has acknowledged much", 60)
+            eventually(partial(enough, started, len(started) + (100 if SOAK else 40)), "it has acknowledged much", 60)
             server.kill()
             for thread in threads:
                 thread.join()

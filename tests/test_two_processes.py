@@ -12,7 +12,7 @@ import sqlite3
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from functools import partial
@@ -24,6 +24,7 @@ import httpx2
 import pytest
 
 from tests.commands import Command
+from tests.servers import eventually
 
 Json = dict[str, Any]  # Any: JSON, here and below
 T = TypeVar("T")
@@ -127,15 +128,6 @@ class House:
 def house(tmp_path: Path) -> Iterator[House]:
     with ThreadPoolExecutor(32) as threads:
         yield House(tmp_path, threads)
-
-
-def eventually(look: Callable[[], T | None], what: str) -> T:
-    """Look, within bounds, until there is something to see: another process sets no event here."""
-    end = time.monotonic() + PATIENCE
-    while not (found := look()):
-        assert time.monotonic() < end, f"never seen: {what}"
-        time.sleep(0.002)
-    return found
 
 
 def serve(target: str, folder: Path, *options: str) -> Command:

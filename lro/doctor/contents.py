@@ -4,9 +4,7 @@ Reads on a connection that can't write. Where no log is beside the file nobody h
 look at the file alone: else it would leave an empty log and an index of it behind.
 """
 
-import fcntl
 import json
-import os
 import sqlite3
 import time
 from contextlib import closing
@@ -15,6 +13,7 @@ from typing import Any
 
 from lro.doctor.finding import Examination
 from lro.errors import LROError
+from lro.store.leases import LockFiles
 from lro.store.migrations import missing, shipped
 from lro.store.sqlite import statements as sql
 from lro.store.sqlite.damage import MARK, TABLES
@@ -136,7 +135,8 @@ def _examine_owners(connection: sqlite3.Connection, path: Path, examination: Exa
     directory = path.with_name(f"{path.name}.workers")
     workers = {owner for (owner,) in connection.execute("SELECT id FROM workers")}
     owners = {owner for (owner,) in connection.execute(sql.OWNERS)}
-    alive = {owner for owner in owners | workers if _is_held(directory / f"{owner}.lock")}
+    locks = LockFiles(directory)  # a worker's row comes after its lock, so nobody is kept from taking it
+    alive = {owner for owner in owners | workers if locks.is_there(owner) and not locks.is_abandoned(owner)}
     examination.facts["workers"] = {"alive": len(alive), "dead": len(owners | workers) - len(alive)}
     if dead := owners - alive:
         orphans = connection.execute(sql.FIND_ORPHANS, (json.dumps(sorted(dead)), -1)).fetchall()
@@ -147,22 +147,6 @@ def _examine_owners(connection: sqlite3.Connection, path: Path, examination: Exa
             examination.warn("orphans", what, "a running service should have settled them within a second: see its log")
         else:
             examination.note("orphans", what, advice)
-
-
-def _is_held(lock: Path) -> bool:
-    """Return whether a worker's lock file is held; its row comes after its lock, so nobody is kept from taking it."""
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _examine_operations(connection: sqlite3.Connection, examination: Examination) -> None:

@@ -87,6 +87,10 @@ class LockFiles:
         """Return whether this process holds the worker's lock."""
         return owner in self._held
 
+    def is_there(self, owner: str) -> bool:
+        """Return whether the worker has a lock file, held or not."""
+        return self._path(owner).exists()
+
     def acquire(self, owner: str) -> None:
         """Create and hold a worker's lock until `release`, or the end of the process.
 

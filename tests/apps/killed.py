@@ -1,4 +1,4 @@
-"""An app that is killed at any moment: its jobs note each attempt that begins, and when, in a file."""
+"""An app that is killed at any moment: its jobs note each attempt that begins, when and in which process, in a file."""
 
 import os
 import time
@@ -12,7 +12,7 @@ _log = os.open("begun", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 def note(ctx: Context) -> None:
-    os.write(_log, f"{ctx.name} {ctx.attempt} {time.monotonic()}\n".encode())
+    os.write(_log, f"{ctx.name} {ctx.attempt} {time.monotonic()} {os.getpid()}\n".encode())
 
 
 @job("once")
