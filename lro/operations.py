@@ -36,7 +36,7 @@ from lro.principal import ANYTHING, Permission, Principal, Scope
 from lro.resource import Operation, is_parent, new_name
 from lro.status import Code
 from lro.store import PageQuery, Store
-from lro.store.base import Within
+from lro.store.base import OpenTransaction, Within
 from lro.waits import Waits
 
 __all__ = ["OperationPage", "Operations"]
@@ -118,7 +118,7 @@ class Operations:
         grace: timedelta | None = None,
         ttl: timedelta | None = None,
         principal: Principal | None = None,
-        within: Within | None = None,
+        within: Within | OpenTransaction | None = None,
         validate_only: bool = False,
     ) -> Operation: ...
     @overload
@@ -136,7 +136,7 @@ class Operations:
         grace: timedelta | None = None,
         ttl: timedelta | None = None,
         principal: Principal | None = None,
-        within: Within | None = None,
+        within: Within | OpenTransaction | None = None,
         validate_only: bool = False,
     ) -> Operation: ...
     async def start(
@@ -153,7 +153,7 @@ class Operations:
         grace: timedelta | None = None,
         ttl: timedelta | None = None,
         principal: Principal | None = None,
-        within: Within | None = None,
+        within: Within | OpenTransaction | None = None,
         validate_only: bool = False,
     ) -> Operation:
         """Start an operation; it is stored when this returns, and a worker runs it.
@@ -229,7 +229,7 @@ class Operations:
         stored = await self._insert(record, within, validate_only=validate_only)
         return Operation.validated(record, self.domain) if validate_only else Operation.of(stored, self.domain)
 
-    async def _insert(self, record: Record, within: Within | None, *, validate_only: bool) -> Record:
+    async def _insert(self, record: Record, within: Within | OpenTransaction | None, *, validate_only: bool) -> Record:
         try:
             limit = self.limits.pending_per_tenant
             stored = await self.store.insert(record, within, pending_limit=limit, validate_only=validate_only)

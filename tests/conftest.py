@@ -1,14 +1,16 @@
 """What all tests share: the event loop, a store on a real file, and what a machine may lack."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from lro.store import Store, open_store
 from tests.disks import can_mount
+from tests.postgres import Databases, running_server
 
 
 @pytest.fixture(params=["asyncio"])
@@ -16,16 +18,46 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """The URL of a store that does not exist yet."""
-    return f"sqlite:///{tmp_path}/lro.db"
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests that do not care run on another store."""
+    parser.addoption(
+        "--store",
+        choices=("sqlite", "postgres", "distributed"),
+        default="sqlite",
+        help="what the tests run on that do not say so themselves",
+    )
+
+
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Databases]:
+    """Databases on a real PostgreSQL server, made when they are first needed."""
+    with contextlib.ExitStack() as exits:
+        server = os.environ.get("LRO_TEST_POSTGRES") or exits.enter_context(running_server()).url()
+        made = Databases(server)
+        exits.callback(made.close)
+        yield made
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
-    """An open store on a real file."""
-    async with open_store(url) as opened:
+def postgres_url(databases: Databases) -> Iterator[str]:
+    """The URL of a new database on PostgreSQL, migrated."""
+    with databases.new() as url:
+        yield url
+
+
+@pytest.fixture
+def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """The URL of a store that holds nothing yet."""
+    if request.config.getoption("--store") == "sqlite":
+        return f"sqlite:///{tmp_path}/lro.db"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+async def store(url: str, request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """An open store on a real database."""
+    distributed = request.config.getoption("--store") == "distributed"
+    async with open_store(url, profile="distributed" if distributed else "postgres") as opened:
         yield opened
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from lro import Job, Operation, Operations
 from lro.lifecycle import Record, Transition
 from lro.store import Page, PageQuery, Store
-from lro.store.base import Within
+from lro.store.base import OpenTransaction, Within
 from lro.store.hints import Listener, Watch
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class Relay:
     def ready(self) -> bool:
         return self.store.ready
 
-    async def insert(self, record: Record, within: Within | None = None, **options: Any) -> Record:
+    async def insert(self, record: Record, within: Within | OpenTransaction | None = None, **options: Any) -> Record:
         return await self.store.insert(record, within, **options)
 
     async def get(self, name: str) -> Record | None:

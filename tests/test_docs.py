@@ -32,7 +32,7 @@ from lro.principal import Permission
 from lro.routes.system import SYSTEM_PARAMETERS
 from lro.status import Code, Status, error_info
 from lro.store import Store
-from lro.store.sqlite.listing import LOOKS_AT
+from lro.store.walk import LOOKS_AT
 from tests.records import NOW, ended, record, running
 from tests.servers import REPOSITORY
 

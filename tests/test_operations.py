@@ -35,7 +35,7 @@ from lro.limits import Limits
 from lro.principal import Principal, Scope
 from lro.status import BAD_REQUEST, Code
 from lro.store import Store
-from lro.store.base import Within
+from lro.store.base import OpenTransaction, Within
 from lro.testing.contract import ManualClock
 from tests.jobs import PATIENCE, Params, Progress, Relay, Rendered, Story, ended, result, stored
 from tests.records import HOUR
@@ -408,7 +408,7 @@ class Forgetting(Relay):
         super().__init__(store)
         self.commits = commits
 
-    async def insert(self, record: Record, within: Within | None = None, **options: Any) -> Record:
+    async def insert(self, record: Record, within: Within | OpenTransaction | None = None, **options: Any) -> Record:
         if self.commits:
             await super().insert(record, within, **options)
         raise Unavailable

@@ -17,21 +17,27 @@ from sqlglot.errors import SqlglotError
 import lro
 from lro.filter import KINDS
 from lro.filter import parse as parse_filter
+from lro.lifecycle import Record
 from lro.principal import Scope
 from lro.store import PageQuery
-from lro.store.sqlite import statements
-from lro.store.sqlite.filtering import VALUES
-from lro.store.sqlite.listing import Listing
+from lro.store.conditions import Condition
+from lro.store.postgres import statements as postgres_statements
+from lro.store.postgres.filtering import PostgresCondition, PostgresListing
+from lro.store.sqlite import statements as sqlite_statements
+from lro.store.sqlite.filtering import SQLiteCondition
+from lro.store.sqlite.listing import SQLiteListing
+from lro.store.walk import Listing
 
 PACKAGE = Path(lro.__file__).parent
-MIGRATIONS = sorted((PACKAGE.parent / "migrations" / "sqlite").glob("*.sql"))
+MIGRATIONS = sorted((PACKAGE.parent / "migrations").glob("*/*.sql"))
+ROOMS = {"sqlite": sqlite_statements, "postgres": postgres_statements}
 GUARDED = {"state", "cancel_outcome", "token", "response", "error"}
 HOLE = "_interpolated_"
 """What stands in a parsed f-string for a value that is known only when it runs."""
 
 _STATEMENT = (
     r"\s*(WITH|SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|CREATE|ALTER|DROP|PRAGMA|BEGIN|COMMIT|ROLLBACK|SAVEPOINT"
-    r"|RELEASE|VACUUM|ATTACH|DETACH|ANALYZE|EXPLAIN)\b"
+    r"|RELEASE|VACUUM|ATTACH|DETACH|ANALYZE|EXPLAIN|LISTEN)\b"
 )
 _KINDS = (
     exp.Query,
@@ -47,7 +53,10 @@ _KINDS = (
 _WITHOUT_ROWID = re.compile(r"\)\s*(?:STRICT\s*,\s*)?WITHOUT\s+ROWID(?:\s*,\s*STRICT)?", re.IGNORECASE)
 
 
-def parse(sql: str) -> list[exp.Expression]:
+_BARE = re.compile(r"(SAVEPOINT|RELEASE|ROLLBACK TO SAVEPOINT|LISTEN)( SAVEPOINT)? \w+")
+
+
+def parse(sql: str, dialect: str = "sqlite") -> list[exp.Expression]:
     """Parse statements; what sqlglot does not understand is an error here, not a Command to be overlooked.
 
     Raises:
@@ -56,14 +65,21 @@ def parse(sql: str) -> list[exp.Expression]:
     level = logging.getLogger("sqlglot").level
     logging.getLogger("sqlglot").setLevel(logging.ERROR)  # it warns of Commands, which are refused below
     try:
-        parsed = sqlglot.parse(_WITHOUT_ROWID.sub(")", sql), dialect="sqlite")  # it does not know WITHOUT ROWID
+        parsed = sqlglot.parse(_readable(sql), dialect=dialect)
     finally:
         logging.getLogger("sqlglot").setLevel(level)
     found = [statement for statement in parsed if isinstance(statement, exp.Expression)]
     for statement in found:
         if not isinstance(statement, _KINDS) and not _is_harmless(statement):
-            raise SqlglotError(f"not understood: {statement.sql(dialect='sqlite')[:80]}")
+            raise SqlglotError(f"not understood: {statement.sql(dialect=dialect)[:80]}")
     return found
+
+
+def _readable(sql: str) -> str:
+    """Write what sqlglot does not know, such as WITHOUT ROWID and psycopg's marks, as what it knows."""
+    if _BARE.fullmatch(sql):
+        return "SELECT 1"
+    return re.sub(r"%\((\w+)\)s", r":\1", _WITHOUT_ROWID.sub(")", sql)).replace("%s", ":bound")
 
 
 def _is_harmless(statement: exp.Expression) -> bool:
@@ -75,10 +91,23 @@ def is_bound(value: exp.Expression | None) -> bool:
     return isinstance(value, exp.Placeholder | exp.Parameter)
 
 
-def faults(sql: str) -> list[str]:
+def bound_sources(statement: exp.Expression) -> set[str]:
+    """Return the aliases of sources in FROM that are nothing but a bound text, taken apart into rows."""
+    return {
+        table.alias
+        for table in statement.find_all(exp.Table)
+        if isinstance(call := table.this, exp.Anonymous)
+        and call.name.lower() == "json_to_recordset"
+        and all(
+            is_bound(argument.this if isinstance(argument, exp.Cast) else argument) for argument in call.expressions
+        )
+    }
+
+
+def faults(sql: str, dialect: str = "sqlite") -> list[str]:
     """Return what these statements do to guarded columns that only `lifecycle` may do."""
     try:
-        parsed = parse(sql)
+        parsed = parse(sql, dialect)
     except SqlglotError as error:
         return [f"can't be checked: {error}"]
     return [fault for statement in parsed for fault in _faults(statement)]
@@ -88,7 +117,7 @@ def _faults(statement: exp.Expression) -> Iterator[str]:
     for node in statement.walk():
         match node:
             case exp.Update():
-                yield from _assigned(node.expressions)
+                yield from _assigned(node.expressions, bound_sources(node))
             case exp.OnConflict():
                 yield from _assigned(node.expressions)
             case exp.Insert():
@@ -99,7 +128,7 @@ def _faults(statement: exp.Expression) -> Iterator[str]:
                 yield from _defined(node)
 
 
-def _assigned(assignments: Iterable[exp.Expression]) -> Iterator[str]:
+def _assigned(assignments: Iterable[exp.Expression], sources: set[str] = set()) -> Iterator[str]:  # noqa: B006
     for assignment in assignments:
         if not isinstance(assignment, exp.EQ):
             yield f"an assignment that can't be checked: {assignment}"
@@ -108,7 +137,8 @@ def _assigned(assignments: Iterable[exp.Expression]) -> Iterator[str]:
         lefts = left.expressions if isinstance(left, exp.Tuple) else [left]
         rights = right.expressions if isinstance(right, exp.Tuple) else [right] * len(lefts)
         for column, value in zip(lefts, rights, strict=True):
-            if column.name.lower() in GUARDED and not is_bound(value):
+            copied = isinstance(value, exp.Column) and value.table in sources and value.name == column.name
+            if column.name.lower() in GUARDED and not is_bound(value) and not copied:
                 yield f"{column.name} = {value}"
 
 
@@ -122,6 +152,8 @@ def _inserted(insert: exp.Insert) -> Iterator[str]:
     columns = [column.name.lower() for column in target.expressions]
     if not GUARDED & set(columns):
         return
+    if isinstance(source, exp.Select) and _copies(source, columns):
+        return
     if not isinstance(source, exp.Values):
         yield f"INSERT of {GUARDED & set(columns)} from a query"
         return
@@ -129,6 +161,13 @@ def _inserted(insert: exp.Insert) -> Iterator[str]:
         for column, value in zip(columns, row.expressions, strict=True):
             if column in GUARDED and not is_bound(value):
                 yield f"{column} = {value}"
+
+
+def _copies(source: exp.Select, columns: list[str]) -> bool:
+    """Return whether a query gives each column the bound value of its own name."""
+    table = source.find(exp.Table)
+    only = len(list(source.find_all(exp.Table))) == 1 and table is not None and table.alias in bound_sources(source)
+    return only and [isinstance(it, exp.Column) and it.name.lower() for it in source.expressions] == columns
 
 
 def _defined(column: exp.ColumnDef) -> Iterator[str]:
@@ -185,8 +224,9 @@ def _text(node: ast.AST) -> str | None:
 
 
 STATEMENTS = {
-    name: value
-    for name, value in vars(statements).items()
+    (dialect, name): value
+    for dialect, room in ROOMS.items()
+    for name, value in vars(room).items()
     if isinstance(value, str) and not name.startswith("_") and re.match(_STATEMENT, value)
 }
 
@@ -268,6 +308,36 @@ GOOD_ELSEWHERE = [
 ]
 
 
+FROM_ROWS = "FROM json_to_recordset(%s::json) AS new(name TEXT, state TEXT, other TEXT)"
+
+GOOD_ON_POSTGRES = [
+    f"UPDATE lro.operations AS old SET state = new.state {FROM_ROWS} WHERE old.name = new.name",
+    f"INSERT INTO lro.operations (name, state) SELECT name, state {FROM_ROWS} ORDER BY name ON CONFLICT DO NOTHING",
+]
+
+BAD_ON_POSTGRES = [
+    f"UPDATE lro.operations AS old SET state = new.other {FROM_ROWS}",
+    f"UPDATE lro.operations AS old SET state = old.state {FROM_ROWS}",
+    f"UPDATE lro.operations AS old SET state = upper(new.state) {FROM_ROWS}",
+    "UPDATE lro.operations SET state = new.state FROM json_to_recordset('[]'::json) AS new(state TEXT)",
+    "UPDATE lro.operations SET state = new.state FROM other AS new",
+    f"INSERT INTO lro.operations (name, state) SELECT state, name {FROM_ROWS}",
+    f"INSERT INTO lro.operations (name, state) SELECT name, 'PENDING' {FROM_ROWS}",
+    f"INSERT INTO lro.operations (name, state) SELECT * {FROM_ROWS}",
+    f"INSERT INTO lro.operations (name, state) SELECT name, state {FROM_ROWS} CROSS JOIN other",
+]
+
+
+@pytest.mark.parametrize("sql", GOOD_ON_POSTGRES)
+def test_the_checker_lets_rows_pass_that_are_bound_as_one_text(sql: str) -> None:
+    assert faults(sql, "postgres") == []
+
+
+@pytest.mark.parametrize("sql", BAD_ON_POSTGRES)
+def test_the_checker_rejects_what_makes_something_else_of_bound_rows(sql: str) -> None:
+    assert faults(sql, "postgres") != []
+
+
 @pytest.mark.parametrize("sql", GOOD)
 def test_the_checker_lets_bound_parameters_pass(sql: str) -> None:
     assert faults(sql) == []
@@ -303,9 +373,9 @@ def test_the_checker_lets_other_texts_of_a_module_pass(module: str) -> None:
     assert faults_in(module) == []
 
 
-@pytest.mark.parametrize("name", STATEMENTS)
-def test_a_statement_of_the_store_decides_nothing_about_state(name: str) -> None:
-    assert faults(STATEMENTS[name]) == []
+@pytest.mark.parametrize(("dialect", "name"), STATEMENTS)
+def test_a_statement_of_the_store_decides_nothing_about_state(dialect: str, name: str) -> None:
+    assert faults(STATEMENTS[dialect, name], dialect) == []
 
 
 SCOPES = [Scope(), Scope(owner="ann"), Scope(tenant="t"), Scope(owner="", tenant=""), Scope(owner="ann", tenant="t")]
@@ -319,57 +389,79 @@ FILTERS = [
 ]
 
 
+LISTINGS: dict[str, type[Listing]] = {"sqlite": SQLiteListing, "postgres": PostgresListing}
+CONDITIONS: dict[str, type[Condition]] = {"sqlite": SQLiteCondition, "postgres": PostgresCondition}
+INDEXES = {"operations_listed", "operations_owned", "operations_of_tenant"}
+JSON_TYPES = {"text", "integer", "real", "true", "false", "null", "array", "object", "string", "number", "boolean"}
+COLUMNS = set(Record._fields)
+
+
 @pytest.mark.parametrize("text", FILTERS)
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
-def test_a_page_is_read_by_selects_whose_words_are_the_librarys(scope: Scope, text: str) -> None:
-    listing = Listing(PageQuery("p", scope, filter=parse_filter(text)))
+@pytest.mark.parametrize("dialect", LISTINGS)
+def test_a_page_is_read_by_selects_whose_words_are_the_librarys(dialect: str, scope: Scope, text: str) -> None:
+    listing = LISTINGS[dialect](PageQuery("p", scope, filter=parse_filter(text)))
     bound = listing.step((1, "x"), (0, "y"), 1)
     for composed in (listing.edge, listing.page):
-        assert faults(composed) == []
-        (select,) = parse(composed)
+        assert faults(composed, dialect) == []
+        (select,) = parse(composed, dialect)
         assert isinstance(select, exp.Select)
-        assert {table.name for table in select.find_all(exp.Table) if table.name} <= {"operations", *INDEXES}
+        assert {table.name for table in select.find_all(exp.Table) if table.name} <= {
+            "operations",
+            *INDEXES,
+            *FUNCTIONS,
+        }
         assert {mark.name for mark in select.find_all(exp.Placeholder)} <= bound.keys()
         spelled = {literal.this for literal in select.find_all(exp.Literal) if literal.is_string}
-        assert spelled <= {"", "PENDING", "$.code", "$.message", *JSON_TYPES}
+        assert spelled <= {"", "PENDING", "$.code", "$.message", "code", "message", "{}", *JSON_TYPES}
 
 
-INDEXES = {"operations_listed", "operations_owned", "operations_of_tenant"}
-JSON_TYPES = {"text", "integer", "real", "true", "false", "null", "array", "object"}
+FUNCTIONS = {"jsonb_each", "jsonb_array_elements"}
 
 
-@pytest.mark.parametrize("path", VALUES)
-def test_a_fields_value_is_an_expression_over_the_columns(path: str) -> None:
-    (select,) = parse(f"SELECT {VALUES[path]} FROM operations")
+@pytest.mark.parametrize("path", SQLiteCondition.VALUES)
+@pytest.mark.parametrize("dialect", CONDITIONS)
+def test_a_fields_value_is_an_expression_over_the_columns(dialect: str, path: str) -> None:
+    (select,) = parse(f"SELECT {CONDITIONS[dialect].VALUES[path]} FROM operations", dialect)
     assert isinstance(select, exp.Select)
-    assert {column.name for column in select.find_all(exp.Column)} <= set(statements.COLUMNS.split(", "))
+    assert {column.name for column in select.find_all(exp.Column)} <= COLUMNS | {"C"}  # the collation
 
 
-def test_every_text_of_the_room_of_statements_is_a_statement_or_a_list_of_columns() -> None:
-    texts = {name: value for name, value in vars(statements).items() if isinstance(value, str) and name.isupper()}
-    fragments = {name for name, value in texts.items() if name not in STATEMENTS}
+def test_every_store_has_the_same_fields() -> None:
+    assert PostgresCondition.VALUES.keys() == SQLiteCondition.VALUES.keys()
+
+
+@pytest.mark.parametrize("dialect", ROOMS)
+def test_every_text_of_the_room_of_statements_is_a_statement_or_a_list_of_columns(dialect: str) -> None:
+    texts = {name: value for name, value in vars(ROOMS[dialect]).items() if isinstance(value, str) and name.isupper()}
+    fragments = {name for name in texts if (dialect, name) not in STATEMENTS}
     assert all(re.fullmatch(r"[a-z_?]+(, [a-z_?]+)*", texts[name]) for name in fragments)
-    assert {"INSERT", "UPDATE", "DELETE", "FIND_DUE"} <= STATEMENTS.keys()
+    assert {(dialect, name) for name in ("INSERT", "UPDATE", "DELETE", "FIND_DUE")} <= STATEMENTS.keys()
 
 
-def test_the_guarded_columns_are_columns() -> None:
-    parsed = parse(STATEMENTS["UPDATE"])
+@pytest.mark.parametrize("dialect", ROOMS)
+def test_the_guarded_columns_are_columns(dialect: str) -> None:
+    parsed = parse(STATEMENTS[dialect, "UPDATE"], dialect)
     assigned = {column.name for statement in parsed for column in statement.find_all(exp.Column)}
     assert assigned >= GUARDED
 
 
-@pytest.mark.parametrize("path", MIGRATIONS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", MIGRATIONS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_migration_leaves_state_to_lifecycle(path: Path) -> None:
-    assert faults(path.read_text()) == []
+    assert faults(path.read_text(), path.parent.name) == []
 
 
-def test_the_migrations_are_found_and_define_the_guarded_columns() -> None:
-    assert MIGRATIONS
-    parsed = [statement for path in MIGRATIONS for statement in parse(path.read_text())]
+@pytest.mark.parametrize("dialect", ROOMS)
+def test_the_migrations_are_found_and_define_the_guarded_columns(dialect: str) -> None:
+    paths = [path for path in MIGRATIONS if path.parent.name == dialect]
+    assert paths
+    parsed = [statement for path in paths for statement in parse(path.read_text(), dialect)]
     assert {column.name for statement in parsed for column in statement.find_all(exp.ColumnDef)} >= GUARDED
 
 
-MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != Path(statements.__file__)]
+MODULES = [
+    path for path in sorted(PACKAGE.rglob("*.py")) if str(path) not in {room.__file__ for room in ROOMS.values()}
+]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

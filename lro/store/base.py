@@ -14,10 +14,23 @@ from lro.lifecycle import Record, Transition
 from lro.principal import ANYTHING, Scope
 from lro.store.hints import Listener, Watch
 
-__all__ = ["Page", "PageQuery", "Store", "Within"]
+__all__ = ["OpenTransaction", "Page", "PageQuery", "Store", "Within"]
 
 Within = Callable[[Any], None]
 """The caller's own writes, in the transaction of the store's. Any: the database's connection."""
+
+
+class OpenTransaction(Protocol):
+    """The caller's own connection, in a transaction of its own: a psycopg AsyncConnection, on PostgreSQL."""
+
+    @property
+    def info(self) -> Any:  # Any: what the driver tells of a connection
+        """What is known of the connection."""
+        ...
+
+    async def commit(self) -> None:
+        """Commit; only the caller does."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +92,7 @@ class Store(Protocol):
     async def insert(
         self,
         record: Record,
-        within: Within | None = None,
+        within: Within | OpenTransaction | None = None,
         *,
         pending_limit: int | None = None,
         validate_only: bool = False,
@@ -89,12 +102,14 @@ class Store(Protocol):
         Args:
             record: The record to store.
             within: Called in the same transaction before the insert, but not for a repeated request; what it
-                raises undoes both and comes out here.
+                raises undoes both and comes out here. Or the caller's own transaction, with which the insert comes
+                about or not; on PostgreSQL.
             pending_limit: How many of its tenant may be PENDING already; None for any number.
             validate_only: True to do all of it but the writing (AIP-163); `within` is not called.
 
         Raises:
             Aborted, ResourceExhausted: As `admission.admit` decides; a repeated request is not refused.
+            FailedPrecondition: The caller's connection is in no transaction, or on another database.
         """
         ...
 

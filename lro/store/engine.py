@@ -8,7 +8,7 @@ import logging
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -20,7 +20,7 @@ from lro import lifecycle
 from lro.clock import BELIEVED_AFTER, Clock, SystemClock, WaryClock
 from lro.errors import FailedPrecondition, StoreClosed, Unavailable
 from lro.lifecycle import Record, Transition
-from lro.store.base import Page, PageQuery, Within
+from lro.store.base import OpenTransaction, Page, PageQuery, Within
 from lro.store.batch import AnyRequest, Beat, Due, Insert, Leave, Overdue, Select, Update
 from lro.store.hints import Hub, Listener, Watch
 from lro.store.queue import Queue, Request
@@ -129,6 +129,8 @@ class Engine(ABC):
             self._state = "open"
             self._supervisor.start("writer", self._writes.run)
             self._supervisor.start("reader", self._gets.run)
+            for name, loop in self._loops().items():
+                self._supervisor.start(name, loop)
             await self._sweep_all()
             if self._sweeps:
                 self._supervisor.start("sweeper", self._keep_sweeping)
@@ -160,12 +162,15 @@ class Engine(ABC):
     async def insert(
         self,
         record: Record,
-        within: Within | None = None,
+        within: Within | OpenTransaction | None = None,
         *,
         pending_limit: int | None = None,
         validate_only: bool = False,
     ) -> Record:
         """See Store.insert."""
+        if within is not None and not callable(within):
+            self._check_open()
+            return await self._insert_in(within, record, pending_limit=pending_limit, validate_only=validate_only)
         return await self._write(Insert(record, within, pending_limit=pending_limit, validate_only=validate_only))
 
     async def get(self, name: str) -> Record | None:
@@ -315,6 +320,18 @@ class Engine(ABC):
     @abstractmethod
     async def _open(self, exits: AsyncExitStack) -> bytes:
         """Connect until the exits are closed, see to the schema, and return the secret."""
+
+    def _loops(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """Return loops of its own that are to run while it is open, by name."""
+        return {}
+
+    async def _insert_in(
+        self, transaction: OpenTransaction, record: Record, *, pending_limit: int | None, validate_only: bool
+    ) -> Record:
+        """Store a new record in a transaction of the caller's; see Store.insert."""
+        del record, pending_limit, validate_only
+        msg = f"within={type(transaction).__name__}: this store takes a function, which it calls with its connection"
+        raise TypeError(msg)
 
     @abstractmethod
     async def _carry_out(self, batch: Sequence[AnyRequest]) -> Sequence[Record]:

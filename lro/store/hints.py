@@ -79,6 +79,11 @@ class Hub:
 
         return end
 
+    def concerned(self, urgent: Iterable[str], others: Iterable[str]) -> list[str]:
+        """Return the names that somebody here wants to know of: what is watched, and what is urgent for workers."""
+        listened = set(urgent) if self._listeners else set[str]()
+        return list(listened | (self._watches.keys() & {*urgent, *others}))
+
     def publish(self, records: Iterable[Record]) -> None:
         """Tell of records that were committed."""
         for record in records:

@@ -38,6 +38,11 @@ class Migration:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
     @property
+    def title(self) -> str:
+        """Its number and name, as its file has them: `0001_operations`."""
+        return f"{self.number:04}_{self.name}"
+
+    @property
     def compatible(self) -> bool:
         """True if programs that do not know it may use what it has made."""
         return self.sql.startswith("-- compatible\n")

@@ -15,7 +15,7 @@ from lro.principal import ANYTHING, Scope
 from lro.routes import operation_routes
 from lro.status import BAD_REQUEST
 from lro.store import Page, PageQuery, Store
-from lro.store.sqlite import listing
+from lro.store import walk as listing
 
 
 @job("idle")

@@ -18,8 +18,9 @@ from lro.lifecycle import CancelOutcome, Record, State
 from lro.resource import Operation
 from lro.status import Code, Status, error_info
 from lro.store import PageQuery
+from lro.store.conditions import EVER, created_between
 from lro.store.sqlite import statements
-from lro.store.sqlite.filtering import EVER, VALUES, Condition, created_between
+from lro.store.sqlite.filtering import SQLiteCondition
 from lro.store.sqlite.listing import read_page
 from lro.store.sqlite.transaction import _to_row
 from lro.testing.contract import START, sample_record
@@ -431,15 +432,15 @@ def test_what_a_filter_says_is_bound_and_not_in_the_text(word: str, connection: 
     ]
     plain = [text.replace(quoted, "z") for text in texts]
     for text, other in zip(texts, plain, strict=True):
-        condition = Condition(parse(text))
-        assert condition.text == Condition(parse(other)).text
+        condition = SQLiteCondition(parse(text))
+        assert condition.text == SQLiteCondition(parse(other)).text
         assert word in condition.parameters.values()
         read_page(connection, PageQuery(filter=parse(text)), lambda: 0.0)
     assert connection.execute("SELECT count(*) FROM operations").fetchone() == (1,)
 
 
 def test_every_field_has_its_value_in_sql() -> None:
-    assert VALUES.keys() == KINDS.keys()
+    assert SQLiteCondition.VALUES.keys() == KINDS.keys()
 
 
 SECONDS = ["1970-01-01T00:00:00Z", "1970-01-01T00:00:01Z", "1970-01-01T00:00:02Z"]

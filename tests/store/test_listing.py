@@ -18,8 +18,9 @@ from lro.lifecycle import Record, State
 from lro.principal import Scope
 from lro.store import Page, PageQuery, open_store
 from lro.store.sqlite import statements
-from lro.store.sqlite.listing import LOOKS_AT, LOOKS_FOR, STEP, Listing, read_page
+from lro.store.sqlite.listing import SQLiteListing, read_page
 from lro.store.sqlite.transaction import _to_row
+from lro.store.walk import LOOKS_AT, LOOKS_FOR, STEP
 from lro.testing.contract import START, sample_record
 from lro.testing.contract.tools import at_once, walk
 from tests.records import HOUR
@@ -76,7 +77,7 @@ def test_a_page_walks_the_index_of_its_scope_and_sorts_nothing(
     connection: sqlite3.Connection, scope: Scope, text: str
 ) -> None:
     connection.execute("ANALYZE")
-    listing = Listing(PageQuery(scope=scope, filter=parse(text)))
+    listing = SQLiteListing(PageQuery(scope=scope, filter=parse(text)))
     values = listing.step((1, ""), (0, ""), 1)
     for statement in (listing.edge, listing.page):
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]

@@ -27,7 +27,7 @@ from lro.store.sqlite import statements as sql
 from lro.store.sqlite.damage import damage_of
 from lro.store.sqlite.listing import read_page
 from lro.store.sqlite.place import Place, RunsOnConnection
-from lro.store.sqlite.setup import roll_back, set_up_writer
+from lro.store.sqlite.setup import SetUp, roll_back, set_up_writer
 from lro.store.sqlite.transaction import DATA_ERRORS, SQLiteTransaction, to_records
 from lro.store.sqlite.within import LendingConnection
 
@@ -51,10 +51,14 @@ class SQLiteStore(Engine):
         place: Where its tables are.
         clock: Where it reads the time.
         sweeps: False to settle nothing by itself.
+
+    Attributes:
+        migrated: The names of the migrations that its latest opening has applied.
     """
 
     def __init__(self, place: Place, *, clock: Clock | None = None, sweeps: bool = True) -> None:
         self._place = place
+        self.migrated: list[str] = []
         super().__init__(place.name, place.where, place.patience, clock=clock, sweeps=sweeps)
 
     async def _open(self, exits: AsyncExitStack) -> bytes:
@@ -66,7 +70,7 @@ class SQLiteStore(Engine):
         try:
             await self._place.open(exits, self._hub.publish_unknown)
             self._writer, self._stuck = await self._connect(exits), False
-            secret, self._newest = await self._writer.run(self._set_up)
+            secret, self._newest, self.migrated = await self._writer.run(self._set_up)
             self._place.check()
             self._reader = await self._connect(exits, reads_only=True)
             self._lister = await self._connect(exits, reads_only=True)
@@ -82,7 +86,7 @@ class SQLiteStore(Engine):
         exits.push_async_callback(lane.close)
         return lane
 
-    def _set_up(self, connection: LendingConnection) -> tuple[bytes, int]:
+    def _set_up(self, connection: LendingConnection) -> SetUp:
         with self._place.turn:
             return set_up_writer(connection, self._where, self._place.synchronous, self._clock.now())
 

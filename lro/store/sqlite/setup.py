@@ -6,13 +6,14 @@ import sqlite3
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from lro.errors import FailedPrecondition
 from lro.store.migrations import Migration, missing, shipped
 from lro.store.sqlite import statements as sql
 from lro.store.sqlite.damage import TABLES, UNREADABLE, damaged
 
-__all__ = ["create_file", "roll_back", "set_up_reader", "set_up_writer"]
+__all__ = ["SetUp", "create_file", "roll_back", "set_up_reader", "set_up_writer"]
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,21 @@ def set_up_reader(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_autocheckpoint = 0")
 
 
-def set_up_writer(connection: sqlite3.Connection, place: str, synchronous: str, now: int) -> tuple[bytes, int]:
+class SetUp(NamedTuple):
+    """What setting up a file has found and done.
+
+    Attributes:
+        secret: The file's secret.
+        newest: The number of the newest migration that this library knows.
+        applied: The names of the migrations that were applied.
+    """
+
+    secret: bytes
+    newest: int
+    applied: list[str]
+
+
+def set_up_writer(connection: sqlite3.Connection, place: str, synchronous: str, now: int) -> SetUp:
     """Make it the connection that writes, and bring the schema up to date, one transaction a migration.
 
     Args:
@@ -39,9 +54,6 @@ def set_up_writer(connection: sqlite3.Connection, place: str, synchronous: str, 
         place: What it is called, for messages.
         synchronous: SQLite's `synchronous`.
         now: The time, for the table of migrations.
-
-    Returns:
-        The file's secret, and the number of the newest migration that this library knows.
 
     Raises:
         FailedPrecondition: The schema is too new for this library, or has another history, or a migration failed.
@@ -51,6 +63,7 @@ def set_up_writer(connection: sqlite3.Connection, place: str, synchronous: str, 
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     known = shipped("sqlite")
     secret: str | None = None
+    done: list[str] = []
     while secret is None:
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -69,8 +82,9 @@ def set_up_writer(connection: sqlite3.Connection, place: str, synchronous: str, 
         finally:
             roll_back(connection)
         if lacking:
+            done.append(lacking[0].title)
             log.info("%s: migration %d (%s) applied", place, lacking[0].number, lacking[0].name)
-    return bytes.fromhex(secret), known[-1].number
+    return SetUp(bytes.fromhex(secret), known[-1].number, done)
 
 
 def _require_tables(connection: sqlite3.Connection, place: str) -> None:
