@@ -1,4 +1,4 @@
-"""The command line: `lro demo`, `lro serve`, `lro worker` and `lro doctor`. Needs the `cli` extra.
+"""The command line: `lro demo`, `lro serve`, `lro worker`, `lro migrate` and `lro doctor`. Needs the `cli` extra.
 
 Decides how commands are spelled and which exit code says what; the work is done elsewhere.
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
@@ -25,7 +26,7 @@ except ModuleNotFoundError as error:  # pragma: no cover -- seen only where the 
 
 import anyio
 
-from lro.errors import LROError
+from lro.errors import LROError, Unavailable
 from lro.service import Service
 from lro.worker import Worker
 
@@ -125,6 +126,38 @@ def worker(
     except LROError as error:
         typer.echo(f"lro worker: {error}", err=True)
         raise typer.Exit(EXIT_UNAVAILABLE) from error
+
+
+class Profile(StrEnum):
+    """What a PostgreSQL server can do; see `open_store`."""
+
+    POSTGRES = "postgres"
+    DISTRIBUTED = "distributed"
+
+
+@app.command()
+def migrate(
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", envvar="LRO_STORE", help="The store, as in postgresql://user:password@host/db."),
+    ],
+    profile: Annotated[Profile, typer.Option(help="What the server can do; see open_store().")] = Profile.POSTGRES,
+) -> None:
+    """Bring the schema of a database up to date; what is applied already is left alone.
+
+    Exits with 1 if a migration can't be applied or the schema is a newer library's, and with 5 if the database can't be
+    reached.
+    """
+    from lro.store import migrate  # noqa: PLC0415 -- only this command pays for it
+
+    try:
+        applied = anyio.run(partial(migrate, url, profile=profile.value))
+    except ValueError as error:
+        _refuse("migrate", str(error))
+    except LROError as error:
+        typer.echo(f"lro migrate: {error}", err=True)
+        raise typer.Exit(EXIT_UNAVAILABLE if isinstance(error, Unavailable) else EXIT_FAILED) from error
+    typer.echo("\n".join(f"applied {name}" for name in applied) or "nothing to do: the schema is up to date")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Filters in SQL: they find what is true on the wire, whatever is stored and asked; and nothing of them is SQL."""
 
+import contextlib
 import json
 import re
 import sqlite3
@@ -9,6 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,12 +20,17 @@ from lro.lifecycle import CancelOutcome, Record, State
 from lro.resource import Operation
 from lro.status import Code, Status, error_info
 from lro.store import PageQuery
-from lro.store.conditions import EVER, created_between
-from lro.store.sqlite import statements
+from lro.store.conditions import EVER, Condition, created_between
+from lro.store.postgres import statements as postgres_statements
+from lro.store.postgres.filtering import PostgresCondition, PostgresListing
+from lro.store.postgres.transaction import to_records
+from lro.store.sqlite import statements as sqlite_statements
 from lro.store.sqlite.filtering import SQLiteCondition
 from lro.store.sqlite.listing import read_page
 from lro.store.sqlite.transaction import _to_row
+from lro.store.walk import walk
 from lro.testing.contract import START, sample_record
+from tests.postgres import Databases
 
 SCHEMA = Path(__file__).parents[2] / "migrations" / "sqlite" / "0001_operations.sql"
 
@@ -344,34 +351,89 @@ def filters(stored: Sequence[Record]) -> st.SearchStrategy[Term | Whole]:
     )
 
 
-@pytest.fixture(scope="module")
-def connection() -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.executescript(SCHEMA.read_text())
-    yield connection
-    connection.close()
+class Table:
+    """The table of operations on SQLite."""
+
+    def __init__(self) -> None:
+        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        self.connection.executescript(SCHEMA.read_text())
+
+    def fill(self, *stored: Record) -> None:
+        """Have it hold these records alone."""
+        self.connection.execute("DELETE FROM operations")
+        self.connection.executemany(sqlite_statements.INSERT, map(_to_row, stored))
+
+    def find(self, text: str) -> set[str]:
+        """Return the names of the records that a filter finds."""
+        page = read_page(self.connection, PageQuery(filter=parse(text)), lambda: 0.0)
+        return {record.name for record in page.records}
+
+    def condition(self, text: str) -> Condition:
+        """Return the filter as SQL."""
+        return SQLiteCondition(parse(text))
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class PostgresTable(Table):
+    """The table of operations on PostgreSQL."""
+
+    def __init__(self, url: str) -> None:
+        self.server = psycopg.connect(url, autocommit=True, prepare_threshold=None)
+
+    def fill(self, *stored: Record) -> None:
+        self.server.execute("DELETE FROM lro.operations")
+        written = json.dumps([record._asdict() for record in stored], ensure_ascii=False)
+        assert self.server.execute(postgres_statements.INSERT.encode(), (written,)).rowcount == len(stored)
+
+    def find(self, text: str) -> set[str]:
+        query = PageQuery(filter=parse(text))
+        steps = walk(PostgresListing(query), query, to_records, lambda: 0.0)
+        statement, parameters = next(steps)
+        while True:
+            try:
+                rows = self.server.execute(statement.encode(), parameters).fetchall()
+                statement, parameters = steps.send(rows)
+            except StopIteration as stop:
+                return {record.name for record in stop.value.records}
+
+    def condition(self, text: str) -> Condition:
+        return PostgresCondition(parse(text))
+
+    def close(self) -> None:
+        self.server.close()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def table(request: pytest.FixtureRequest) -> Iterator[Table]:
+    with contextlib.ExitStack() as exits:
+        if request.param == "sqlite":
+            made = Table()
+        else:
+            databases: Databases = request.getfixturevalue("databases")
+            made = PostgresTable(exits.enter_context(databases.new()))
+        exits.callback(made.close)
+        yield made
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_a_filter_finds_what_it_is_true_of_on_the_wire(connection: sqlite3.Connection, data: st.DataObject) -> None:
+def test_a_filter_finds_what_it_is_true_of_on_the_wire(table: Table, data: st.DataObject) -> None:
     stored = data.draw(st.lists(records(), min_size=1, max_size=4))
     asked = data.draw(st.lists(filters(stored), min_size=4, max_size=8))
-    connection.execute("DELETE FROM operations")
-    connection.executemany(statements.INSERT, map(_to_row, stored))
+    table.fill(*stored)
     for one in asked:
         expected = {record.name for record in stored if one.true_of(Operation.of(record).to_dict())}
-        page = read_page(connection, PageQuery(filter=parse(str(one))), lambda: 0.0)
-        assert {record.name for record in page.records} == expected, str(one)
+        assert table.find(str(one)) == expected, str(one)
 
 
 @pytest.mark.parametrize("pattern", ['"*"', '"a*"', '"*a"', '"a"'])
-def test_a_text_that_is_not_there_is_unlike_nothing(pattern: str, connection: sqlite3.Connection) -> None:
-    connection.execute("DELETE FROM operations")
-    connection.execute(statements.INSERT, _to_row(sample_record()))
+def test_a_text_that_is_not_there_is_unlike_nothing(pattern: str, table: Table) -> None:
+    table.fill(sample_record())
     for text in (f"error.message != {pattern}", f"metadata.lastError.message != {pattern}"):
-        assert not read_page(connection, PageQuery(filter=parse(text)), lambda: 0.0).records, text
-        assert read_page(connection, PageQuery(filter=parse(f"NOT {text}")), lambda: 0.0).records, text
+        assert not table.find(text), text
+        assert table.find(f"NOT {text}"), text
 
 
 @pytest.mark.parametrize(
@@ -393,13 +455,12 @@ def test_a_text_that_is_not_there_is_unlike_nothing(pattern: str, connection: sq
     ],
 )
 def test_a_filter_goes_into_lists_with_a_colon_only_and_finds_nothing_in_what_is_not_set(
-    text: str, found: bool, connection: sqlite3.Connection
+    text: str, found: bool, table: Table
 ) -> None:
     progress = {"book": {"title": "Moby"}, "books": [{"title": "Moby"}], "null": None}
-    connection.execute("DELETE FROM operations")
-    connection.execute(statements.INSERT, _to_row(sample_record(progress=json.dumps(progress))))
+    table.fill(sample_record(progress=json.dumps(progress)))
 
-    assert bool(read_page(connection, PageQuery(filter=parse(text)), lambda: 0.0).records) is found
+    assert bool(table.find(text)) is found
 
 
 # -- what becomes of a filter's words
@@ -418,10 +479,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("word", HOSTILE)
-def test_what_a_filter_says_is_bound_and_not_in_the_text(word: str, connection: sqlite3.Connection) -> None:
+def test_what_a_filter_says_is_bound_and_not_in_the_text(word: str, table: Table) -> None:
     quoted = '"' + re.sub(r'(["*\\])', r"\\\1", word) + '"'
-    connection.execute("DELETE FROM operations")
-    connection.execute(statements.INSERT, _to_row(sample_record()))
+    table.fill(sample_record())
     texts = [
         f"name={quoted}",
         f"metadata.target!={quoted}",
@@ -432,11 +492,11 @@ def test_what_a_filter_says_is_bound_and_not_in_the_text(word: str, connection: 
     ]
     plain = [text.replace(quoted, "z") for text in texts]
     for text, other in zip(texts, plain, strict=True):
-        condition = SQLiteCondition(parse(text))
-        assert condition.text == SQLiteCondition(parse(other)).text
+        condition = table.condition(text)
+        assert condition.text == table.condition(other).text
         assert word in condition.parameters.values()
-        read_page(connection, PageQuery(filter=parse(text)), lambda: 0.0)
-    assert connection.execute("SELECT count(*) FROM operations").fetchone() == (1,)
+        table.find(text)
+    assert len(table.find("")) == 1
 
 
 def test_every_field_has_its_value_in_sql() -> None:

@@ -60,7 +60,7 @@ class PostgresCondition(Condition):
         return f"%({name})s::text" if isinstance(value, str) else f"%({name})s"
 
     def _contains(self, value: str, text: str) -> str:
-        return f"position({text} IN {value}) > 0"
+        return f"strpos({value}, {text}) > 0"
 
     def _ends(self, value: str, text: str) -> str:
         return f"right({value}, length({text})) = {text}"
