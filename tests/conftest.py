@@ -46,11 +46,22 @@ def postgres_url(databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture
+def restless_url(databases: Databases) -> Iterator[str]:
+    """The same, on a database that fails a tenth of all writing statements with 40001."""
+    with databases.new(restless=True) as url:
+        yield url
+
+
+@pytest.fixture
 def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """The URL of a store that holds nothing yet."""
-    if request.config.getoption("--store") == "sqlite":
-        return f"sqlite:///{tmp_path}/lro.db"
-    return str(request.getfixturevalue("postgres_url"))
+    match request.config.getoption("--store"):
+        case "postgres":
+            return str(request.getfixturevalue("postgres_url"))
+        case "distributed":
+            return str(request.getfixturevalue("restless_url"))
+        case _:
+            return f"sqlite:///{tmp_path}/lro.db"
 
 
 @pytest.fixture

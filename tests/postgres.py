@@ -34,7 +34,19 @@ SETTINGS = {
     "log_min_messages": "fatal",
     "timezone": "Asia/Kathmandu",  # nothing may depend on it
 }
-BOUND = 30.0  # seconds
+RESTLESS = """
+CREATE FUNCTION lro.be_restless() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+BEGIN
+    IF random() < 0.1 THEN
+        RAISE EXCEPTION 'restart transaction' USING ERRCODE = '40001';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER restless BEFORE INSERT OR UPDATE OR DELETE ON lro.operations EXECUTE FUNCTION lro.be_restless();
+CREATE TRIGGER restless BEFORE INSERT OR UPDATE OR DELETE ON lro.workers EXECUTE FUNCTION lro.be_restless();
+"""
+"""Makes a tenth of all writing statements fail, as those of distributed engines may at any time."""
+
 _numbers = count(1)
 
 
@@ -179,13 +191,13 @@ class Databases:
         return f"{head}/{database}{mark}{query}"
 
     @contextmanager
-    def new(self, *, empty: bool = False, **settings: str) -> Iterator[str]:
-        """Make a database with these settings, and remove it afterwards; yields its URL."""
+    def new(self, *, empty: bool = False, restless: bool = False) -> Iterator[str]:
+        """Make a database, and remove it afterwards; yields its URL."""
         name = f"lro_{os.getpid()}_{next(_numbers)}"
         template = "template0" if empty else self._template
         self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        for setting, value in settings.items():
-            self._execute(f"ALTER DATABASE {name} SET {setting} = {value}")
+        if restless:
+            ask(self.url_of(name), RESTLESS)
         try:
             yield self.url_of(name)
         finally:

@@ -15,11 +15,16 @@ from hypothesis import settings
 
 from lro.clock import Clock
 from lro.store import Store
+from lro.store.engine import Engine
+from lro.store.postgres import DISTRIBUTED, USUAL, PostgresStore
+from lro.store.postgres.address import address_of
+from lro.store.postgres.transaction import Profile
 from lro.store.sqlite import SQLiteStore
 from lro.store.sqlite.place import File
 from lro.testing import memory
 from lro.testing.memory import MemoryStore
 from lro.testing.model import SETTINGS, Database, ModelContract, NewDatabase, PairContract
+from tests.postgres import Databases
 
 
 def examples(few: int) -> settings:
@@ -27,7 +32,7 @@ def examples(few: int) -> settings:
 
 
 async def _sweep(store: Store) -> None:
-    assert isinstance(store, SQLiteStore)
+    assert isinstance(store, Engine)
     await store._sweep_all()
 
 
@@ -54,6 +59,20 @@ def in_memory() -> Iterator[Database]:
     yield Database(make_store, _sweep)
 
 
+def in_postgres(databases: Databases, profile: Profile) -> NewDatabase:
+    @contextmanager
+    def new_database() -> Iterator[Database]:
+        with databases.new(restless=profile is DISTRIBUTED) as url:
+            address = address_of(url)
+
+            def make_store(clock: Clock) -> Store:
+                return PostgresStore(address, listen=address, profile=profile, clock=clock, sweeps=False)
+
+            yield Database(make_store, _sweep)
+
+    return new_database
+
+
 class TestFile(ModelContract):
     settings = examples(20)
 
@@ -68,6 +87,30 @@ class TestMemory(ModelContract):
     @pytest.fixture
     def new_database(self) -> NewDatabase:
         return in_memory
+
+
+class TestPostgres(ModelContract):
+    settings = examples(4)
+
+    @pytest.fixture
+    def new_database(self, databases: Databases) -> NewDatabase:
+        return in_postgres(databases, USUAL)
+
+
+class TestDistributed(ModelContract):
+    settings = examples(3)
+
+    @pytest.fixture
+    def new_database(self, databases: Databases) -> NewDatabase:
+        return in_postgres(databases, DISTRIBUTED)
+
+
+class TestFileAndPostgres(PairContract):
+    settings = examples(3)
+
+    @pytest.fixture
+    def new_databases(self, databases: Databases) -> Sequence[NewDatabase]:
+        return [in_a_file, in_postgres(databases, USUAL)]
 
 
 class TestFileAndMemory(PairContract):

@@ -30,6 +30,6 @@ class TestDistributedStore(StoreContract):
     """The contract, without what distributed engines lack, and with their demands to repeat a transaction."""
 
     @pytest.fixture
-    def open_store(self, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> OpenStore:
+    def open_store(self, restless_url: str, monkeypatch: pytest.MonkeyPatch) -> OpenStore:
         monkeypatch.setattr(engine, "SWEEP_EVERY", 0.2)
-        return lambda clock=None: make_store(postgres_url, clock=clock, profile=DISTRIBUTED)
+        return lambda clock=None: make_store(restless_url, clock=clock, profile=DISTRIBUTED)

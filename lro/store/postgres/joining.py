@@ -37,7 +37,7 @@ async def insert_in(
     """Carry out an insert on a connection of the caller's; see Store.insert.
 
     Args:
-        connection: A psycopg AsyncConnection, in a transaction.
+        connection: A psycopg AsyncConnection, in a transaction, or one that begins it with its next statement.
         record: What to insert.
         secret: The store's, by which its database is known.
         begin: Makes the transaction that the insert sees.
@@ -55,7 +55,8 @@ async def insert_in(
             f"within={type(connection).__name__}: give a psycopg AsyncConnection, or a function that takes a connection"
         )
         raise TypeError(msg)
-    if connection.info.transaction_status is not TransactionStatus.INTRANS:
+    begins = connection.info.transaction_status is TransactionStatus.IDLE and not connection.autocommit
+    if not begins and connection.info.transaction_status is not TransactionStatus.INTRANS:
         msg = "the connection is in no transaction that can go on: start within `async with connection.transaction():`"
         raise FailedPrecondition(msg, reason="NO_TRANSACTION")
     theirs = cast(Connection, connection)  # whatever its rows are
