@@ -47,6 +47,15 @@ CREATE TRIGGER restless BEFORE INSERT OR UPDATE OR DELETE ON lro.workers EXECUTE
 """
 """Makes a tenth of all writing statements fail, as those of distributed engines may at any time."""
 
+EMPTY = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE pid <> pg_backend_pid() AND datname = current_database();
+SET session_replication_role = replica; -- the restless are asleep
+DELETE FROM lro.operations;
+DELETE FROM lro.workers;
+DROP SCHEMA public CASCADE;
+CREATE SCHEMA public;
+"""
 _numbers = count(1)
 
 
@@ -180,6 +189,7 @@ class Databases:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._free: dict[bool, list[str]] = {True: [], False: []}
         self._template = f"lro_template_{os.getpid()}"
         self._execute(f"CREATE DATABASE {self._template}")
         anyio.run(migrate, self.url_of(self._template))
@@ -191,20 +201,35 @@ class Databases:
         return f"{head}/{database}{mark}{query}"
 
     @contextmanager
-    def new(self, *, empty: bool = False, restless: bool = False) -> Iterator[str]:
-        """Make a database, and remove it afterwards; yields its URL."""
-        name = f"lro_{os.getpid()}_{next(_numbers)}"
-        template = "template0" if empty else self._template
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        if restless:
-            ask(self.url_of(name), RESTLESS)
+    def new(self, *, empty: bool = False, restless: bool = False, again: bool = True) -> Iterator[str]:
+        """Lend a database in which there is nothing but the schema; yields its URL.
+
+        Args:
+            empty: Without the schema, too.
+            restless: See RESTLESS.
+            again: Whether it may be emptied and lent again afterwards; its schema must be as it was.
+        """
+        free = self._free[restless]
+        if empty or not again or not free:
+            name = f"lro_{os.getpid()}_{next(_numbers)}"
+            self._execute(f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else self._template}")
+            if restless:
+                ask(self.url_of(name), RESTLESS)
+        else:
+            name = free.pop()
         try:
             yield self.url_of(name)
         finally:
-            self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            if again and not empty:
+                ask(self.url_of(name), EMPTY)
+                free.append(name)
+            else:
+                self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     def close(self) -> None:
-        """Remove the template."""
+        """Remove the template, and what was lent."""
+        for name in (*self._free[True], *self._free[False]):
+            self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         self._execute(f"DROP DATABASE IF EXISTS {self._template} WITH (FORCE)")
 
     def _execute(self, statement: str) -> None:

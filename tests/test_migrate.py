@@ -28,6 +28,13 @@ def empty_url(databases: Databases) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def own_url(databases: Databases) -> Iterator[str]:
+    """The URL of a migrated database, whose schema may be spoilt."""
+    with databases.new(again=False) as url:
+        yield url
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/lro.db" if request.param == "sqlite" else str(request.getfixturevalue("empty_url"))
@@ -87,24 +94,24 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(empty_url: str) ->
     assert ask(empty_url, "SELECT tablename FROM pg_tables WHERE schemaname = 'lro'") == [("settings",)]
 
 
-async def test_another_history_or_a_newer_schema_is_refused(postgres_url: str) -> None:
-    ask(postgres_url, "UPDATE lro.schema_migrations SET checksum = 'x'")
+async def test_another_history_or_a_newer_schema_is_refused(own_url: str) -> None:
+    ask(own_url, "UPDATE lro.schema_migrations SET checksum = 'x'")
     with pytest.raises(FailedPrecondition, match="is not the one that was applied"):
-        async with open_store(postgres_url):
+        async with open_store(own_url):
             pass
-    ask(postgres_url, "INSERT INTO lro.schema_migrations VALUES (99, 'later', 'y', 0, FALSE)")
-    assert lro("migrate", postgres_url).exit_code == 1
+    ask(own_url, "INSERT INTO lro.schema_migrations VALUES (99, 'later', 'y', 0, FALSE)")
+    assert lro("migrate", own_url).exit_code == 1
     with pytest.raises(FailedPrecondition, match="has schema 99, this version of lro knows up to 1"):
-        async with open_store(postgres_url):
+        async with open_store(own_url):
             pass
 
 
-async def test_a_store_stops_once_a_newer_library_has_taken_over(postgres_url: str) -> None:
-    async with open_store(postgres_url) as store:
+async def test_a_store_stops_once_a_newer_library_has_taken_over(own_url: str) -> None:
+    async with open_store(own_url) as store:
         record = await store.insert(sample_record())
-        ask(postgres_url, "INSERT INTO lro.schema_migrations VALUES (99, 'later', 'y', 0, TRUE)")
+        ask(own_url, "INSERT INTO lro.schema_migrations VALUES (99, 'later', 'y', 0, TRUE)")
         await store.insert(sample_record())
-        ask(postgres_url, "INSERT INTO lro.schema_migrations VALUES (100, 'latest', 'z', 0, FALSE)")
+        ask(own_url, "INSERT INTO lro.schema_migrations VALUES (100, 'latest', 'z', 0, FALSE)")
         with pytest.raises(StoreClosed) as raised:
             await store.insert(sample_record())
         assert raised.value.reason == "SERVICE_OUTDATED"
