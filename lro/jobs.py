@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, cast, get_args, get_ori
 from pydantic import BaseModel, ValidationError
 from typing_extensions import TypeVar
 
+from lro.admission import Quota
 from lro.context import Context, SyncContext
 from lro.errors import InvalidArgument, invalid
 from lro.lifecycle import RetryPolicy
@@ -61,6 +62,7 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         cancellable: Whether cancel requests are taken.
         in_thread: Whether it is a plain function, which runs in a thread.
         parallel: Whether it is started while another of its operations has not ended on the same target.
+        quota: How many of its operations run at once, on all machines together.
         response_type: The URL of the response's type on the wire; "" for what suits it, Struct, Value or Empty.
         metadata_type: The URL of the metadata's type on the wire; "" for Struct.
     """
@@ -80,6 +82,7 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         retention: timedelta | None,
         cancellable: bool,
         parallel: Literal["allow", "reject"],
+        quota: Quota,
         response_type: str,
         metadata_type: str,
     ) -> None:
@@ -96,6 +99,7 @@ class Job(Generic[ParamsT, ProgressT, ResultT]):
         self.retention = DEFAULT_RETENTION if retention is None else retention
         self.cancellable = cancellable
         self.parallel = parallel
+        self.quota = quota
         self.response_type = response_type
         self.metadata_type = metadata_type
         check_response(response_type, result)
@@ -203,6 +207,8 @@ def job(
     retention: timedelta | None = None,
     cancellable: bool = True,
     parallel: Literal["allow", "reject"] = "allow",
+    concurrency: int | None = None,
+    concurrency_per_target: int | None = None,
     params: Any = None,  # Any: a type form, here and below; None for the signature's own
     progress: Any = None,
     result: Any = None,
@@ -228,6 +234,9 @@ def job(
         cancellable: False refuses cancel requests with UNIMPLEMENTED.
         parallel: "reject" refuses a start with ABORTED while another of the job has not ended on the same target
             (AIP-151); operations without a target are on one. "allow" lets any number be.
+        concurrency: How many of the job run at once, on all machines that share the store. Others may be started, and
+            wait in the queue. None for any number. A worker goes by the number that its own version of the job has.
+        concurrency_per_target: The same, for each target of its own; operations without a target are not counted.
         params: The params' type instead of the signature's; needed for a model local to a function.
         progress: The progress's type, likewise.
         result: The result's type, likewise.
@@ -239,7 +248,7 @@ def job(
 
     Raises:
         TypeError: The function is not such a function, or a type has no JSON form, or not that of its protobuf type.
-        ValueError: The name, a duration or a protobuf type is not valid.
+        ValueError: The name, a duration, a number or a protobuf type is not valid.
     """
     if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
         msg = (
@@ -254,6 +263,10 @@ def job(
     if parallel not in ("allow", "reject"):
         msg = f"job {name}: parallel={parallel!r}: use 'allow' or 'reject'"
         raise ValueError(msg)
+    for what, number in (("concurrency", concurrency), ("concurrency_per_target", concurrency_per_target)):
+        if number is not None and (isinstance(number, bool) or number < 1):
+            msg = f"job {name}: {what}={number!r}: give a whole number, at least 1, or None for any number"
+            raise ValueError(msg)
     urls = {"response_type": response_type, "metadata_type": metadata_type}
     for what, text in urls.items():
         try:
@@ -270,6 +283,7 @@ def job(
         "retention": retention,
         "cancellable": cancellable,
         "parallel": parallel,
+        "quota": Quota(concurrency, concurrency_per_target),
     }
     return _Decorator(name, {"params": params, "progress": progress, "result": result}, options)
 

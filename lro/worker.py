@@ -16,6 +16,7 @@ from typing import Any, Self
 import anyio
 
 from lro import lifecycle
+from lro.admission import Quota
 from lro.attempt import Attempt, until_saved
 from lro.clock import Clock, SystemClock, WaryClock, micros
 from lro.errors import LeaseLost, LROError, NotFound, StoreClosed, Unavailable
@@ -90,6 +91,7 @@ class Worker:
         if deaf_after <= timedelta(0) or (blocked_after is not None and blocked_after <= timedelta(0)):
             msg = "Worker: blocked_after and deaf_after are positive; blocked_after=None watches none"
             raise ValueError(msg)
+        self._quotas = {name: one.quota for name, one in self._jobs.items() if one.quota != Quota()}
         self.store = store
         self.concurrency = concurrency
         self._lease = lease
@@ -207,7 +209,7 @@ class Worker:
 
     async def _claim_due(self, limit: int) -> Sequence[Record]:
         self._claim_lost = True  # until we know better
-        records = await self.store.claim(self.id, self._jobs, limit)
+        records = await self.store.claim(self.id, self._jobs, limit, self._quotas)
         self._claim_lost = False
         return records
 
@@ -308,7 +310,10 @@ class Worker:
         if record is None:
             self._wake_claimer.set()
             self._wake_keeper.set()
-        elif record.state is State.PENDING:
+            return
+        if record.state is not State.RUNNING and record.job in self._quotas:
+            self._wake_claimer.set()  # one less of it runs, so another may
+        if record.state is State.PENDING:
             if record.job in self._jobs:
                 self._notice_due(record)
         elif (attempt := self._attempts.get(record.name)) is not None:

@@ -72,13 +72,26 @@ async def store(url: str, request: pytest.FixtureRequest) -> AsyncIterator[Store
         yield opened
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, outside CI, what needs something that pip can't bring."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On another store, leave out what does not depend on it; skip, outside CI, what needs what pip can't bring."""
+    if config.getoption("--store") != "sqlite":
+        depend = [
+            isinstance(item, pytest.Function)
+            and "url" in item.fixturenames
+            and not item.get_closest_marker("own_store")
+            for item in items
+        ]
+        config.hook.pytest_deselected(items=[item for item, does in zip(items, depend, strict=True) if not does])
+        items[:] = [item for item, does in zip(items, depend, strict=True) if does]
     for item in items:
         for mark in item.iter_markers("needs"):
             missing = [what for what in mark.args if not _has(what)]
             if missing and os.environ.get("CI") != "true":
                 item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
+
+
+def _has_own_store(item: pytest.Item) -> bool:
+    return item.get_closest_marker("own_store") is not None
 
 
 def _has(what: str) -> bool:

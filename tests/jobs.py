@@ -10,6 +10,7 @@ import anyio
 from pydantic import BaseModel
 
 from lro import Job, Operation, Operations
+from lro.admission import NO_QUOTAS, Quotas
 from lro.lifecycle import Record, Transition
 from lro.store import Page, PageQuery, Store
 from lro.store.base import OpenTransaction, Within
@@ -104,8 +105,8 @@ class Relay:
     async def update(self, name: str, transition: Transition, within: Within | None = None) -> Record:
         return await self.store.update(name, transition, within)
 
-    async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
-        return await self.store.claim(owner, jobs, limit)
+    async def claim(self, owner: str, jobs: Iterable[str], limit: int, quotas: Quotas = NO_QUOTAS) -> Sequence[Record]:
+        return await self.store.claim(owner, jobs, limit, quotas)
 
     async def join(self, owner: str, lease_time: int) -> None:
         await self.store.join(owner, lease_time)

@@ -302,6 +302,14 @@ async def test_a_job_stays_callable_as_the_function_it_is() -> None:
     assert render.__wrapped__ is render.function
 
 
+@pytest.mark.parametrize("number", [0, -1, True])
+@pytest.mark.parametrize("what", ["concurrency", "concurrency_per_target"])
+def test_a_quota_is_a_whole_number(what: str, number: int) -> None:
+    quotas: dict[str, Any] = {what: number}  # Any: one of job's options
+    with pytest.raises(ValueError, match=f"{what}={number!r}: give a whole number, at least 1"):
+        job("books.render", **quotas)
+
+
 def test_parallel_is_one_of_two_words() -> None:
     words: dict[str, Any] = {"parallel": "queue"}  # Any: one of job's options
 

@@ -22,6 +22,8 @@ from lro.testing.contract import eventually, sample_record
 from tests.apps.upgrades import KINDS, STEPS, next_version
 from tests.servers import REPOSITORY
 
+pytestmark = pytest.mark.own_store
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import anyio
 import pytest
 
 from lro import Code, Context, Job, Operations, RetryPolicy, State, StopReason, Worker, job, lifecycle
+from lro.admission import NO_QUOTAS, Quotas
 from lro.errors import InvalidArgument, LeaseLost, LROError, NotFound, StoreClosed, Unavailable
 from lro.lifecycle import Record, Transition
 from lro.store import Store, open_store
@@ -63,8 +65,10 @@ async def test_a_worker_runs_no_more_at_once_than_it_has_slots(store: Store) -> 
     class Counting(Relay):
         most_wanted = 0
 
-        async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
-            records = await super().claim(owner, jobs, limit)
+        async def claim(
+            self, owner: str, jobs: Iterable[str], limit: int, quotas: Quotas = NO_QUOTAS
+        ) -> Sequence[Record]:
+            records = await super().claim(owner, jobs, limit, quotas)
             Counting.most_wanted = max(Counting.most_wanted, limit)
             assert len(await self.held(owner)) <= 3
             return records
@@ -155,6 +159,32 @@ async def test_two_workers_share_the_work_and_nothing_runs_twice(url: str, store
     assert {worker for worker, _ in runs} == {"first", "second"}
 
 
+async def test_a_quota_is_kept_by_all_workers_and_the_next_begins_as_soon_as_one_ends(url: str) -> None:
+    """Each worker has a store of its own, as in another process; the free slots of both are no use."""
+    running, most = 0, 0
+    began: list[float] = []
+
+    @job("tests.scarce", concurrency=2, concurrency_per_target=1)
+    async def scarce(ctx: Context) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        began.append(anyio.current_time())
+        await anyio.sleep(0.01)
+        running -= 1
+
+    async with open_store(url) as store, open_store(url) as other:
+        operations = Operations(store)
+        names = [(await operations.start(scarce, target=f"shelves/{number % 3}")).name for number in range(20)]
+        async with Worker(store, [scarce]), Worker(other, [scarce]):
+            for name in names:
+                await ended(operations, name)
+
+    assert most == 2
+    gaps = [after - before for before, after in pairwise(began)]
+    assert sorted(gaps)[len(gaps) // 2] < 0.5, "nobody waits for the next look, which comes once a second"
+
+
 async def test_an_attempt_may_follow_at_once_on_the_one_before(store: Store) -> None:
     """A claim in the same batch as the end of the attempt before is answered while that is still leaving."""
     runs: list[int] = []
@@ -182,8 +212,8 @@ class HoldingUp(Relay):
         super().__init__(store)
         self.story = story
 
-    async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
-        records = await super().claim(owner, jobs, limit)
+    async def claim(self, owner: str, jobs: Iterable[str], limit: int, quotas: Quotas = NO_QUOTAS) -> Sequence[Record]:
+        records = await super().claim(owner, jobs, limit, quotas)
         if records:
             self.story.tell("claimed")
             await self.story.heard("let go")
@@ -220,8 +250,8 @@ class ForgettingClaims(Relay):
         self.error = error
         self.forgot = anyio.Event()
 
-    async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
-        records = await super().claim(owner, jobs, limit)
+    async def claim(self, owner: str, jobs: Iterable[str], limit: int, quotas: Quotas = NO_QUOTAS) -> Sequence[Record]:
+        records = await super().claim(owner, jobs, limit, quotas)
         if records and not self.forgot.is_set():
             self.forgot.set()
             raise self.error
@@ -306,10 +336,10 @@ class SlowHeld(ForgettingClaims):
         super().__init__(store, Unavailable())
         self.story = story
 
-    async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
+    async def claim(self, owner: str, jobs: Iterable[str], limit: int, quotas: Quotas = NO_QUOTAS) -> Sequence[Record]:
         if not self.story.told:
             return await self.store.claim(owner, jobs, 1)
-        return await super().claim(owner, jobs, limit)
+        return await super().claim(owner, jobs, limit, quotas)
 
     async def held(self, owner: str) -> Sequence[Record]:
         records = await super().held(owner)
@@ -351,12 +381,12 @@ class Breaking(Relay):
         self.left = 3
         self.broke = 0
 
-    async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
+    async def claim(self, owner: str, jobs: Iterable[str], limit: int, quotas: Quotas = NO_QUOTAS) -> Sequence[Record]:
         if self.left:
             self.left -= 1
             self.broke += 1
             raise ZeroDivisionError
-        return await super().claim(owner, jobs, limit)
+        return await super().claim(owner, jobs, limit, quotas)
 
 
 async def test_a_worker_survives_whatever_the_store_raises(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -612,9 +642,9 @@ class Down(Relay):
         self._check("finish" if is_call_of(transition, lifecycle.finish) else "save")
         return await super().update(name, transition, within)
 
-    async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
+    async def claim(self, owner: str, jobs: Iterable[str], limit: int, quotas: Quotas = NO_QUOTAS) -> Sequence[Record]:
         self._check("claim")
-        return await super().claim(owner, jobs, limit)
+        return await super().claim(owner, jobs, limit, quotas)
 
     async def renew(self, owner: str) -> Sequence[Record]:
         self._check("renew")

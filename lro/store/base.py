@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from lro.admission import NO_QUOTAS, Quotas
 from lro.filter import EVERYTHING, Filter
 from lro.lifecycle import Record, Transition
 from lro.principal import ANYTHING, Scope
@@ -130,13 +131,16 @@ class Store(Protocol):
         """
         ...
 
-    async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
+    async def claim(self, owner: str, jobs: Iterable[str], limit: int, quotas: Quotas = NO_QUOTAS) -> Sequence[Record]:
         """Claim due operations of these jobs, by priority and then by age.
+
+        Fewer may come than there are: none only if there is nothing that may run now.
 
         Args:
             owner: A worker that has joined.
             jobs: Names of jobs.
             limit: Records at most.
+            quotas: How many of a job may run at once, counting those of all workers.
         """
         ...
 

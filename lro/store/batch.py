@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from lro.admission import Crowd, admit
+from lro.admission import NO_QUOTAS, Crowd, Quotas, admit
 from lro.errors import InvalidArgument, LROError, NotFound
 from lro.lifecycle import Facts, Record, Transition
 from lro.store.base import Within
 from lro.store.queue import Request
 
 __all__ = [
+    "HEAD",
     "AnyRequest",
     "Beat",
     "Changes",
@@ -78,16 +79,22 @@ class RequestKey(NamedTuple):
     request_id: str
 
 
+HEAD = 1000
+"""Of how many records, and of how many targets, a claim looks for one whose target is not full."""
+
+
 class Due(NamedTuple):
     """Query: operations of these jobs that may be claimed, by priority and then by age.
 
     Attributes:
         jobs: The jobs' names.
         limit: Records at most.
+        quotas: Of those that have one, how many may run at once; see `admission`.
     """
 
     jobs: tuple[str, ...]
     limit: int
+    quotas: Quotas = NO_QUOTAS
 
 
 class Overdue(NamedTuple):
@@ -178,7 +185,7 @@ class Transaction(Protocol):
         ...
 
     async def find(self, query: Query) -> Sequence[Record]:
-        """Return the records of a query."""
+        """Return the records of a query; of a Due, those that `admission.choose` has chosen."""
         ...
 
     async def dead_owners(self, owners: Iterable[str]) -> set[str]:

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Self, TypeVar
 import anyio
 
 from lro import lifecycle
+from lro.admission import NO_QUOTAS, Quotas
 from lro.clock import BELIEVED_AFTER, Clock, SystemClock, WaryClock
 from lro.errors import FailedPrecondition, StoreClosed, Unavailable
 from lro.lifecycle import Record, Transition
@@ -187,13 +188,14 @@ class Engine(ABC):
         """See Store.update."""
         return await self._write(Update(name, transition, within))
 
-    async def claim(self, owner: str, jobs: Iterable[str], limit: int) -> Sequence[Record]:
+    async def claim(self, owner: str, jobs: Iterable[str], limit: int, quotas: Quotas = NO_QUOTAS) -> Sequence[Record]:
         """See Store.claim."""
         if limit < 1:
             return ()
         lease_time = self._lease_time(owner)
         rule = partial(lifecycle.claim, owner=owner, lease_time=lease_time)
-        changed = await self._write(Select(Due(tuple(sorted(jobs)), limit), rule, beats=(owner, lease_time)))
+        due = Due(tuple(sorted(jobs)), limit, quotas)
+        changed = await self._write(Select(due, rule, beats=(owner, lease_time)))
         return [record for record in changed if record.lease_owner == owner]
 
     async def join(self, owner: str, lease_time: int) -> None:

@@ -67,11 +67,15 @@ CREATE TABLE lro.operations (
 
 CREATE UNIQUE INDEX operations_name ON lro.operations (name);
 
-CREATE INDEX operations_due ON lro.operations (priority DESC, due_at, seq) WHERE state = 'PENDING';
+CREATE INDEX operations_due ON lro.operations (job, priority DESC, due_at, seq) WHERE state = 'PENDING';
+
+-- For a claim that finds only full targets at the head of the queue.
+CREATE INDEX operations_of_target ON lro.operations (job, target, priority DESC, due_at, seq)
+WHERE state = 'PENDING' AND target <> '';
 
 CREATE INDEX operations_waiting ON lro.operations (tenant) WHERE state = 'PENDING';
 
-CREATE INDEX operations_running ON lro.operations (lease_owner) WHERE state = 'RUNNING';
+CREATE INDEX operations_running ON lro.operations (lease_owner, job, target) WHERE state = 'RUNNING';
 
 CREATE INDEX operations_deadline ON lro.operations (deadline_at)
 WHERE state = 'PENDING' AND deadline_at IS NOT NULL;

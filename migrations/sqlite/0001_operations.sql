@@ -65,11 +65,18 @@ CREATE TABLE operations (
         CHECK (version >= 1 AND attempt >= 0 AND token >= 0)
 ) STRICT;
 
--- The last three say which of those that are not due yet by the clock are due all the same.
-CREATE INDEX operations_due ON operations (priority DESC, due_at, seq, tenant, created_at, started_at, updated_at)
+-- The last four let a claim pass over what it may not take, by this index alone: what is on a full target, and what is
+-- not due yet; though not by the clock, it may be due all the same.
+CREATE INDEX operations_due ON operations (job, priority DESC, due_at, seq, target, created_at, started_at, updated_at)
 WHERE state = 'PENDING';
 
-CREATE INDEX operations_running ON operations (lease_owner) WHERE state = 'RUNNING';
+-- For a claim that finds only full targets at the head of the queue.
+CREATE INDEX operations_of_target ON operations (job, target, priority DESC, due_at, seq, created_at, started_at, updated_at)
+WHERE state = 'PENDING' AND target <> '';
+
+CREATE INDEX operations_waiting ON operations (tenant) WHERE state = 'PENDING';
+
+CREATE INDEX operations_running ON operations (lease_owner, job, target) WHERE state = 'RUNNING';
 
 CREATE INDEX operations_deadline ON operations (deadline_at)
 WHERE state = 'PENDING' AND deadline_at IS NOT NULL;

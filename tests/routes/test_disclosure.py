@@ -8,6 +8,8 @@ from typing import Any
 
 import anyio
 import httpx2
+import psycopg
+import psycopg.errors
 import pytest
 from pydantic import BaseModel, field_serializer, field_validator
 from starlette.applications import Starlette
@@ -18,7 +20,6 @@ from lro.errors import Unauthenticated, Unavailable
 from lro.principal import Scope
 from lro.routes import exception_handlers
 from lro.store import Store
-from lro.store.sqlite import SQLiteStore
 from lro.store.sqlite.within import LendingConnection
 from tests.routes.requests import Json, error_of
 
@@ -139,12 +140,14 @@ async def test_a_client_reads_nothing_of_what_a_model_raised_or_was_given(
     assert (await client.get("operations")).json() == {"operations": []}
 
 
-ERRORS: dict[str, Exception] = {
-    "no table": sqlite3.OperationalError(f"no such table: {CANARY}"),
-    "disk": sqlite3.OperationalError(f"disk I/O error in /{CANARY}"),
-    "corrupt": sqlite3.DatabaseError(CANARY),
-    "odd": sqlite3.Error(CANARY),
+ERRORS: dict[str, tuple[Exception, Exception]] = {
+    "no table": (sqlite3.OperationalError(f"no such table: {CANARY}"), psycopg.errors.UndefinedTable(CANARY)),
+    "disk": (sqlite3.OperationalError(f"disk I/O error in /{CANARY}"), psycopg.errors.DiskFull(CANARY)),
+    "corrupt": (sqlite3.DatabaseError(CANARY), psycopg.errors.DataCorrupted(CANARY)),
+    "odd": (sqlite3.Error(CANARY), psycopg.OperationalError(CANARY)),
 }
+"""What SQLite and PostgreSQL say."""
+
 CALLS: list[tuple[str, str, Json]] = [
     ("GET", "{name}", {}),
     ("POST", "{name}:wait", {}),
@@ -159,21 +162,25 @@ CALLS: list[tuple[str, str, Json]] = [
 
 @pytest.mark.parametrize("what", ERRORS)
 async def test_a_client_reads_nothing_of_what_the_database_said(
-    store: SQLiteStore, what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: Store, what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(Service(store_open(store), jobs=[fails], auth=AllowAnonymous(), worker=False)) as client:
         name = (await client.post("jobs/fails:run", json={"params": {}})).json()["name"]
 
         def failing(*_: object) -> Any:
-            raise ERRORS[what]
+            raise ERRORS[what][0]
+
+        async def failing_on_postgres(*_: object) -> Any:
+            raise ERRORS[what][1]
 
         monkeypatch.setattr(LendingConnection, "execute", failing)
+        monkeypatch.setattr(psycopg.AsyncConnection, "execute", failing_on_postgres)
         for method, path, arguments in CALLS:
             caplog.clear()
             response = await client.request(method, path.format(name=name), **arguments)
             error = error_of(response)
             assert (error["code"], error["reason"]) in ((503, "STORE_UNAVAILABLE"), (503, "OUTCOME_UNKNOWN")), path
-            for secret in (CANARY, "lro.db", "SQLITE", "sqlite", "SELECT", "Traceback"):
+            for secret in (CANARY, "lro.db", "SQLITE", "sqlite", "postgres", "SELECT", "Traceback"):
                 assert secret not in response.text, path
             assert CANARY in caplog.text, f"{method} {path}: the log must have it"
         monkeypatch.undo()

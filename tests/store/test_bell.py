@@ -22,6 +22,9 @@ import anyio, sys
 from lro.store import open_store
 from lro.testing.contract import sample_record
 
+pytestmark = pytest.mark.own_store
+
+
 async def main():
     async with open_store(sys.argv[1]) as store:
         print("open", flush=True)

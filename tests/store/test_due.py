@@ -28,8 +28,8 @@ def test_the_search_for_what_is_due_and_the_rule_agree(records: list[Record]) ->
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(MIGRATION.read_text())
         insert(connection, named)
-        values = {"now": NOW, "jobs": '["books.render"]', "limit": 99}
-        found = to_records(connection.execute(statements.FIND_DUE, values))
+        values = {"now": NOW, "job": "books.render", "room": 99}
+        found = to_records(row[:-1] for row in connection.execute(statements.FIND_DUE, values))
     due = [one for one in named if is_due(one, NOW)]
     assert found == sorted(due, key=lambda one: (one.due_at, one.name))
 
@@ -38,9 +38,9 @@ def test_what_is_not_due_is_passed_over_by_the_index_alone() -> None:
     """So many scheduled operations cost a claim little."""
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(MIGRATION.read_text())
-        values = {"now": NOW, "jobs": "[]", "limit": 9}
+        values = {"now": NOW, "job": "x", "room": 9}
         plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statements.FIND_DUE}", values))
         held = {name for _, _, name in connection.execute("PRAGMA index_info(operations_due)")}
     assert "USING INDEX operations_due" in plan
     assert "TEMP B-TREE" not in plan
-    assert held >= {"priority", "due_at", "created_at", "started_at", "updated_at"}
+    assert held >= {"priority", "due_at", "target", "created_at", "started_at", "updated_at"}

@@ -23,6 +23,9 @@ from tests.postgres import Databases, Server, ask, running_server
 from tests.proxies import Accident, Proxy, proxied
 from tests.store.test_postgres import make_store
 
+pytestmark = pytest.mark.own_store
+
+
 LEASE = 30_000_000
 PATIENCE = 2.0
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND "

@@ -21,6 +21,9 @@ HOLDER = """
 import os, pathlib, sys
 from lro.store.sqlite.turn import Turn
 
+pytestmark = pytest.mark.own_store
+
+
 turn = Turn(pathlib.Path(sys.argv[1]), 5)
 turn.open()
 with turn:

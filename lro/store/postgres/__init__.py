@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from itertools import chain, count
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -62,6 +63,7 @@ READERS = 4
 LONG_WAIT = 0.5  # seconds for an answer, in which others may have been kept from renewing their leases too
 LOCK_WAIT = 1.0  # seconds that a batch waits for a row which somebody else has locked
 LOCK_WAIT_ALONE = 0.05  # seconds that each of its requests waits for it afterwards, one by one
+TRIES_WHOLE = 2  # of a batch that others are in the way of; then it is parted
 REDO_WAIT = (0.005, 0.5)  # seconds from one try to the next, at first and at most
 
 NOTHING = "nothing was written; try again"
@@ -187,7 +189,9 @@ class PostgresStore(Engine):
             except Error as error:
                 again = isinstance(error, REDONE) or _is_lost(error, connection)
                 if not again or anyio.current_time() + wait >= until:
-                    raise self._unavailable(error, "the read failed; try again") from error
+                    refusal = self._unavailable(error, "the read failed; try again")
+                    log.warning("%s", refusal)
+                    raise refusal from error
             else:
                 self._excuse_since(asked)
                 return found
@@ -328,41 +332,46 @@ class PostgresStore(Engine):
         return True
 
     async def _transact(self, batch: Sequence[AnyRequest], lock_wait: float, until: float) -> Sequence[Record]:
-        """Carry out a batch in one transaction, anew as long as that may help; after a data error one by one."""
+        """Carry out a batch in one transaction, anew as long as that may help, and in parts where it may not."""
         wait = REDO_WAIT[0]
-        while True:
+        for tries in count(1):
             for request in batch:
                 request.reset()
             try:
                 return await self._commit(batch, lock_wait, until)
             except (*REDONE, Lost) as error:
-                if isinstance(error, Collision) and len(batch) == 1 and wait > 10 * REDO_WAIT[0]:
+                if tries > TRIES_WHOLE and isinstance(error, Collision) and len(batch) == 1:
                     return self._refuse_as_data(batch[0], error)
                 if anyio.current_time() + wait >= until:
                     raise self._unavailable(error.__cause__ or error, NOTHING) from error
+                if tries > TRIES_WHOLE and not isinstance(error, Lost) and len(batch) > 1:
+                    middle = len(batch) // 2
+                    return await self._part([batch[:middle], batch[middle:]], lock_wait)
             except LockNotAvailable as error:
                 if len(batch) == 1:
                     return self._refuse(batch[0], self._unavailable(error, NOTHING))
-                return await self._part(batch, LOCK_WAIT_ALONE)
+                return await self._part([[request] for request in batch], LOCK_WAIT_ALONE)
             except DATA_ERRORS as error:
                 if len(batch) == 1:
                     return self._refuse_as_data(batch[0], error)
-                return await self._part(batch, lock_wait)
+                return await self._part([[request] for request in batch], lock_wait)
             except Error as error:
                 raise self._unavailable(error, NOTHING) from error
             await anyio.sleep(_jitter(wait))
             wait = min(wait * 2, REDO_WAIT[1])
+        raise AssertionError
 
-    async def _part(self, batch: Sequence[AnyRequest], lock_wait: float) -> Sequence[Record]:
-        """Carry out each request of a batch in a transaction of its own."""
+    async def _part(self, parts: Sequence[Sequence[AnyRequest]], lock_wait: float) -> Sequence[Record]:
+        """Carry out each part of a batch in a transaction of its own."""
         written: list[Record] = []
-        for number, request in enumerate(batch):
+        for number, part in enumerate(parts):
             try:
-                written += await self._transact([request], lock_wait, anyio.current_time() + self._patience)
+                written += await self._transact(part, lock_wait, anyio.current_time() + self._patience)
             except (Unavailable, StoreClosed) as error:  # those before it are committed
-                self._refuse(request, error)
-                for later in batch[number + 1 :]:
-                    self._refuse(later, Unavailable(NOTHING, reason="STORE_UNAVAILABLE"))
+                for request in part:
+                    self._refuse(request, error)
+                for request in chain(*parts[number + 1 :]):
+                    self._refuse(request, Unavailable(NOTHING, reason="STORE_UNAVAILABLE"))
                 break
         return written
 

@@ -49,16 +49,67 @@ AND ended_at IS NULL"""
 COUNT_PENDING = """SELECT COUNT(*)
 FROM (SELECT 1 FROM lro.operations WHERE state = 'PENDING' AND tenant = %s LIMIT %s) AS counted"""
 ALONE_IN_TENANT = "SELECT pg_advisory_xact_lock(hashtextextended('lro.tenant.' || %s, 0))"
-FIND_DUE = (
-    SELECT
-    + """WHERE state = 'PENDING'
-AND (due_at <= %(now)s OR due_at = created_at OR (started_at IS NOT NULL AND updated_at > %(now)s))
-AND job = ANY(%(jobs)s)
+ALONE_IN_JOBS = """SELECT pg_advisory_xact_lock(hashtextextended('lro.job.' || job, 0))
+FROM (SELECT unnest(%s::text[]) AS job ORDER BY 1) AS wanted"""
+COUNT_RUNNING = """SELECT job, target, COUNT(*)
+FROM lro.operations
+WHERE state = 'RUNNING'
+AND job = ANY(%s)
+GROUP BY job, target"""
+_IS_DUE = "(due_at <= %(now)s OR due_at = created_at OR (started_at IS NOT NULL AND updated_at > %(now)s))"
+_DUE = ", ".join(f"due.{column}" for column in Record._fields)
+# As `lifecycle.is_due` has it: what it finds and may not be claimed costs a transaction that changes nothing. What is
+# on a full target is passed over at the head of the queue, and no further. The braces are for how rows are locked.
+FIND_DUE = f"""SELECT {_DUE}
+FROM json_to_recordset(%(openings)s::json) AS opening(job TEXT, room BIGINT, full_targets JSON)
+CROSS JOIN LATERAL (
+    SELECT * FROM lro.operations
+    WHERE state = 'PENDING'
+    AND seq = ANY(ARRAY(
+        SELECT head.seq FROM (
+            SELECT seq, target FROM lro.operations
+            WHERE state = 'PENDING'
+            AND operations.job = opening.job
+            AND {_IS_DUE}
+            ORDER BY priority DESC, due_at, seq
+            LIMIT greatest(opening.room, %(head)s)
+        ) AS head
+        WHERE NOT target = ANY(ARRAY(SELECT json_array_elements_text(opening.full_targets)))
+    ))
+    ORDER BY priority DESC, due_at, seq
+    LIMIT opening.room
+    {{}}
+) AS due
+ORDER BY due.priority DESC, due.due_at, due.seq"""
+# The first of each target that is not full, for when all of the head of the queue is: of so many targets at most.
+FIND_DUE_BY_TARGET = f"""WITH RECURSIVE place (target) AS (
+    SELECT min(target) FROM lro.operations WHERE state = 'PENDING' AND job = %(job)s AND target <> ''
+    UNION ALL
+    SELECT (
+        SELECT min(target) FROM lro.operations
+        WHERE state = 'PENDING' AND job = %(job)s AND target <> '' AND target > place.target
+    )
+    FROM place
+    WHERE target IS NOT NULL
+),
+places AS (SELECT target FROM place WHERE NOT target = ANY(%(full)s) LIMIT %(head)s)
+SELECT {COLUMNS} FROM lro.operations
+WHERE state = 'PENDING'
+AND seq = ANY(ARRAY(
+    SELECT first.seq FROM places
+    CROSS JOIN LATERAL (
+        SELECT seq FROM lro.operations
+        WHERE state = 'PENDING'
+        AND job = %(job)s
+        AND target <> ''
+        AND target = places.target
+        AND {_IS_DUE}
+        ORDER BY priority DESC, due_at, seq
+        LIMIT 1
+    ) AS first
+))
 ORDER BY priority DESC, due_at, seq
-LIMIT %(limit)s"""
-)
-"""As `lifecycle.is_due` has it: what it finds and may not be claimed costs a transaction that changes nothing."""
-
+LIMIT %(room)s"""
 FIND_ORPHANS = (
     SELECT
     + """WHERE state = 'RUNNING'

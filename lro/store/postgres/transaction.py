@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterable, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
-from psycopg import AsyncCursor, DataError, Error, IntegrityError, InterfaceError, NotSupportedError, ProgrammingError
+from psycopg import AsyncCursor, DataError, Error, IntegrityError
 from psycopg.errors import StatementTooComplex
 
+from lro.admission import Opening, choose, openings
 from lro.lifecycle import CancelOutcome, Record, State
 from lro.store.base import Within
-from lro.store.batch import Changes, Due, Overdue, Query, RequestKey, TransactionEnded, request_key
+from lro.store.batch import HEAD, Changes, Due, Overdue, Query, RequestKey, TransactionEnded, request_key
 from lro.store.leases import UNKNOWN_LEASE, Leases
 from lro.store.postgres import statements as sql
 from lro.store.postgres.connections import Connection, execute, rows
@@ -26,9 +27,6 @@ _OUTCOMES: dict[str | None, CancelOutcome | None] = {None: None, **{it.value: it
 DATA_ERRORS = (
     DataError,
     IntegrityError,
-    InterfaceError,
-    NotSupportedError,
-    ProgrammingError,
     StatementTooComplex,
     OverflowError,
     ValueError,  # UnicodeEncodeError among them
@@ -133,9 +131,10 @@ class PostgresTransaction:
     async def find(self, query: Query) -> Sequence[Record]:
         """Return the records of a query; what another transaction has locked is that one's affair."""
         match query:
-            case Due(jobs, limit):
-                values = {"now": self.now, "jobs": list(jobs), "limit": limit}
-                return await self._records(sql.FIND_DUE + self._claiming, values)
+            case Due(jobs, limit, quotas):
+                running = await self._count_running(quotas) if quotas else {}
+                wanted = openings(jobs, limit, quotas, running)
+                return choose(await self._find_due(wanted), quotas, running)[:limit]
             case Overdue(limit):
                 owners = {owner for (owner,) in await self._rows(sql.OWNERS)}
                 dead = list(await self.dead_owners(owners))
@@ -149,6 +148,26 @@ class PostgresTransaction:
                     ]
                 }
                 return list(found.values())[:limit]
+
+    async def _count_running(self, jobs: Iterable[str]) -> dict[tuple[str, str], int]:
+        """Count what runs now, while nobody else claims any of these jobs."""
+        names = list(jobs)
+        if self._claiming and self._locks:
+            await self._execute(sql.ALONE_IN_JOBS, (names,))
+        return {(job, target): count for job, target, count in await self._rows(sql.COUNT_RUNNING, (names,))}
+
+    async def _find_due(self, wanted: Sequence[Opening]) -> list[Record]:
+        if not wanted:
+            return []
+        rows = [{"job": one.job, "room": one.room, "full_targets": one.full} for one in wanted]
+        head = HEAD if any(one.full for one in wanted) else 1
+        values = {"now": self.now, "head": head, "openings": json.dumps(rows, ensure_ascii=False)}
+        found = await self._records(sql.FIND_DUE.format(self._claiming), values)
+        for one in wanted:
+            if one.full and all(record.job != one.job for record in found):
+                values = {"now": self.now, "job": one.job, "full": list(one.full), "head": HEAD, "room": one.room}
+                found += await self._records(sql.FIND_DUE_BY_TARGET + self._claiming, values)
+        return found
 
     async def dead_owners(self, owners: Iterable[str]) -> set[str]:
         """Return those of these workers whose leases have expired, and keep them from beating until the commit."""

@@ -31,16 +31,62 @@ AND ended_at IS NULL"""
 )
 COUNT_PENDING = """SELECT COUNT(*)
 FROM (SELECT 1 FROM operations WHERE state = 'PENDING' AND tenant = ? LIMIT ?)"""
-FIND_DUE = (
-    SELECT
-    + """WHERE state = 'PENDING'
-AND (due_at <= :now OR due_at = created_at OR (started_at IS NOT NULL AND updated_at > :now))
-AND job IN (SELECT value FROM json_each(:jobs))
+_IS_DUE = "(due_at <= :now OR due_at = created_at OR (started_at IS NOT NULL AND updated_at > :now))"
+# As `lifecycle.is_due` has it: what it finds and may not be claimed costs a transaction that changes nothing.
+FIND_DUE = f"""SELECT {COLUMNS}, seq FROM operations
+WHERE state = 'PENDING'
+AND job = :job
+AND {_IS_DUE}
 ORDER BY priority DESC, due_at, seq
-LIMIT :limit"""
+LIMIT :room"""
+# The same, past what is on a full target: it looks at the head of the queue, and no further.
+FIND_DUE_BESIDE = f"""SELECT {COLUMNS}, seq FROM operations
+WHERE seq IN (
+    SELECT seq FROM (
+        SELECT seq, target FROM operations
+        WHERE state = 'PENDING'
+        AND job = :job
+        AND {_IS_DUE}
+        ORDER BY priority DESC, due_at, seq
+        LIMIT :head
+    )
+    WHERE target NOT IN (SELECT value FROM json_each(:full))
 )
-"""As `lifecycle.is_due` has it: what it finds and may not be claimed costs a transaction that changes nothing."""
+ORDER BY priority DESC, due_at, seq
+LIMIT :room"""
+# The first of each target that is not full, for when all of the head of the queue is: of so many targets at most.
+FIND_DUE_BY_TARGET = f"""WITH RECURSIVE place (target) AS (
+    SELECT min(target) FROM operations WHERE state = 'PENDING' AND job = :job AND target <> ''
+    UNION ALL
+    SELECT (SELECT min(target) FROM operations
+        WHERE state = 'PENDING' AND job = :job AND target <> '' AND target > place.target)
+    FROM place
+    WHERE target IS NOT NULL
+    LIMIT :head
+)
+SELECT {COLUMNS}, seq FROM operations
+WHERE seq IN (
+    SELECT (
+        SELECT seq FROM operations
+        WHERE state = 'PENDING'
+        AND job = :job
+        AND target <> ''
+        AND target = place.target
+        AND {_IS_DUE}
+        ORDER BY priority DESC, due_at, seq
+        LIMIT 1
+    )
+    FROM place
+    WHERE target NOT IN (SELECT value FROM json_each(:full))
+)
+ORDER BY priority DESC, due_at, seq
+LIMIT :room"""
 
+COUNT_RUNNING = """SELECT job, target, COUNT(*)
+FROM operations
+WHERE state = 'RUNNING'
+AND job IN (SELECT value FROM json_each(?))
+GROUP BY job, target"""
 FIND_ORPHANS = (
     SELECT
     + """WHERE state = 'RUNNING'

@@ -8,12 +8,14 @@ import os
 import socket
 import sqlite3
 from collections.abc import Iterable, Sequence
+from heapq import merge
 from math import inf
 from typing import Any
 
+from lro.admission import Opening, choose, openings
 from lro.lifecycle import CancelOutcome, Record, State
 from lro.store.base import Within
-from lro.store.batch import Changes, Due, Overdue, Query, RequestKey, TransactionEnded, request_key
+from lro.store.batch import HEAD, Changes, Due, Overdue, Query, RequestKey, TransactionEnded, request_key
 from lro.store.leases import UNKNOWN_LEASE, Leases
 from lro.store.sqlite import statements as sql
 from lro.store.sqlite.within import LendingConnection
@@ -25,6 +27,7 @@ _OUTCOMES: dict[str | None, CancelOutcome | None] = {None: None, **{it.value: it
 
 _RESTARTABLE = Record._fields.index("restartable")
 _CANCELLABLE = Record._fields.index("cancellable")
+_PRIORITY, _DUE_AT = Record._fields.index("priority"), Record._fields.index("due_at")
 assert Record._fields[_CANCELLABLE + 1] == "exclusive"
 
 DATA_ERRORS = (
@@ -80,9 +83,11 @@ class SQLiteTransaction:
         """Return the records of a query."""
         execute = self._connection.execute
         match query:
-            case Due(jobs, limit):
-                values = {"now": self.now, "jobs": json.dumps(jobs), "limit": limit}
-                return to_records(execute(sql.FIND_DUE, values))
+            case Due(jobs, limit, quotas):
+                running = self._count_running(quotas) if quotas else {}
+                due = [self._find_due(opening) for opening in openings(jobs, limit, quotas, running)]
+                rows = merge(*due, key=_place_in_queue)
+                return choose((to_record(row[:-1]) for row in rows), quotas, running)[:limit]
             case Overdue(limit):
                 dead = await self.dead_owners({owner for (owner,) in execute(sql.OWNERS)})
                 return [
@@ -90,6 +95,18 @@ class SQLiteTransaction:
                     *to_records(execute(sql.FIND_LATE, (self.now - self.doubt, limit))),
                     *to_records(execute(sql.FIND_EXPIRED, (self.now - self.doubt, limit))),
                 ][:limit]
+
+    def _count_running(self, jobs: Iterable[str]) -> dict[tuple[str, str], int]:
+        rows = self._connection.execute(sql.COUNT_RUNNING, (json.dumps(list(jobs)),))
+        return {(job, target): count for job, target, count in rows}
+
+    def _find_due(self, opening: Opening) -> list[tuple[Any, ...]]:  # Any: rows of sqlite3, and `seq`
+        values = {"now": self.now, "job": opening.job, "room": opening.room}
+        if not opening.full:
+            return list(self._connection.execute(sql.FIND_DUE, values))
+        values |= {"full": json.dumps(opening.full), "head": HEAD}
+        found = list(self._connection.execute(sql.FIND_DUE_BESIDE, values))
+        return found or list(self._connection.execute(sql.FIND_DUE_BY_TARGET, values))
 
     async def dead_owners(self, owners: Iterable[str]) -> set[str]:
         """Return those of these workers whose leases have expired."""
@@ -132,6 +149,10 @@ class SQLiteTransaction:
     async def run_within(self, within: Within) -> BaseException | None:
         """Lend the connection to the function, in a savepoint, and return what it raised."""
         return self._connection.lend(within)
+
+
+def _place_in_queue(row: tuple[Any, ...]) -> tuple[int, int, int]:  # Any: a row of sqlite3
+    return -row[_PRIORITY], row[_DUE_AT], row[-1]
 
 
 def _to_row(record: Record) -> tuple[object, ...]:

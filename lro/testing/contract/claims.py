@@ -1,10 +1,13 @@
 """Who may run what: claims, leases, and what becomes of a dead worker's operations."""
 
+from collections import Counter
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 
 from lro import lifecycle
+from lro.admission import Quota
 from lro.errors import FailedPrecondition, LeaseLost
 from lro.lifecycle import CancelOutcome, Raised, Record, State
 from lro.status import Code, Status
@@ -127,6 +130,102 @@ class Claims(Promises):
             assert sorted(record.name for record in claimed) == [record.name for record in records]
             for record in claimed:
                 assert await other.get(record.name) == record
+
+    # Quotas
+
+    async def test_no_more_of_a_job_are_claimed_than_its_quota_lets_run(self, open_store: OpenStore) -> None:
+        """By all stores together; whatever ends or is given back makes room for the next."""
+        quotas = {"books.render": Quota(total=2)}
+        async with opened(open_store(ManualClock())) as store, opened(open_store(ManualClock())) as other:
+            await store.join("w", LEASE)
+            await other.join("v", LEASE)
+            records = [await store.insert(sample_record()) for _ in range(6)]
+            first = list(await store.claim("w", ["books.render"], 1, quotas))
+            second = list(await other.claim("v", ["books.render"], 9, quotas))
+            assert [one.name for one in (*first, *second)] == [one.name for one in records[:2]]
+            assert list(await store.claim("w", ["books.render"], 9, quotas)) == []
+            await finish(store, first[0])
+            assert second[0].lease is not None
+            await other.update(second[0].name, partial(lifecycle.give_back, lease=second[0].lease))
+            third = await other.claim("v", ["books.render"], 9, quotas)
+            assert [one.name for one in third] == [one.name for one in records[1:3]]
+            assert len(await store.claim("w", ["books.render"], 9)) == 3, "who has no quota is bound by none"
+
+    async def test_no_more_of_a_target_are_claimed_than_its_quota_lets_run(self, open_store: OpenStore) -> None:
+        """One full target keeps no other waiting; without a target there is no such quota."""
+        quotas = {"books.render": Quota(per_target=1)}
+        targets = ["a", "a", "a", "b", "", "", "b", "ü"]
+        async with opened(open_store(ManualClock())) as store:
+            await store.join("w", LEASE)
+            records = [await store.insert(sample_record(target=target)) for target in targets]
+            claimed: list[Record] = []
+            while batch := await store.claim("w", ["books.render"], 2, quotas):
+                claimed += batch
+            assert [one.name for one in claimed] == [records[number].name for number in (0, 3, 4, 5, 7)]
+            await finish(store, claimed[0])
+            (next_one,) = await store.claim("w", ["books.render"], 9, quotas)
+            assert next_one.name == records[1].name
+
+    async def test_a_full_job_keeps_no_other_waiting(self, open_store: OpenStore) -> None:
+        """However many of it wait, and however high their priority is."""
+        quotas = {"books.render": Quota(total=1)}
+        async with opened(open_store(ManualClock())) as store:
+            await store.join("w", LEASE)
+            for _ in range(50):
+                await store.insert(sample_record(priority=9))
+            low = await store.insert(sample_record(job="books.print", priority=-9))
+            claimed = await store.claim("w", ["books.render", "books.print"], 5, quotas)
+            assert [one.job for one in claimed] == ["books.render", "books.print"]
+            assert claimed[1].name == low.name
+
+    async def test_what_a_dead_worker_has_left_counts_until_it_is_settled(self, open_store: OpenStore) -> None:
+        """Its work may still be going on."""
+        clock = ManualClock(START + HOUR)
+        quotas = {"books.render": Quota(total=1)}
+        async with opened(open_store(ManualClock())) as store, opened(open_store(clock)) as observer:
+            await store.join("dead", LEASE)
+            await observer.join("w", LEASE)
+            await store.insert(sample_record())
+            (lost,) = await store.claim("dead", ["books.render"], 1, quotas)
+            waiting = await store.insert(sample_record())
+            await observer.update(lost.name, seeing_alive)
+            assert list(await observer.claim("w", ["books.render"], 9, quotas)) == []
+            clock.advance(LEASE)
+
+            async def ended() -> bool:
+                found = await observer.get(lost.name)
+                return found is None or found.state is State.FAILED
+
+            await eventually(ended, "the operation of a dead worker is settled")
+            (claimed,) = await observer.claim("w", ["books.render"], 9, quotas)
+            assert claimed.name == waiting.name
+
+    async def test_claimers_at_once_keep_to_a_quota(self, open_store: OpenStore) -> None:
+        """Twelve of them on two stores; at no time run more, and all come to run."""
+        quotas = {"books.render": Quota(total=3, per_target=2)}
+        async with opened(open_store()) as store, opened(open_store()) as other:
+            owners = {f"w{number}": (store, other)[number % 2] for number in range(12)}
+            for owner, home in owners.items():
+                await home.join(owner, LEASE)
+            records = [await store.insert(sample_record(target=str(number % 3))) for number in range(40)]
+            running: dict[str, str] = {}
+            done: list[str] = []
+
+            async def work(owner: str) -> None:
+                while len(done) < len(records):
+                    for record in await owners[owner].claim(owner, ["books.render"], 2, quotas):
+                        running[record.name] = record.target
+                        assert len(running) <= 3
+                        assert max(Counter(running.values()).values()) <= 2
+                        await anyio.lowlevel.checkpoint()
+                        del running[record.name]
+                        done.append(record.name)
+                        await finish(owners[owner], record)
+
+            async with anyio.create_task_group() as group:
+                for owner in owners:
+                    group.start_soon(work, owner)
+            assert sorted(done) == [record.name for record in records]
 
     async def test_a_token_grows_with_each_claim(self, open_store: OpenStore) -> None:
         """Though the attempt was given back; a write under the older token is refused."""
