@@ -15,15 +15,14 @@ from lro.store import open_store
 from lro.store.sqlite.bell import Bell
 from lro.testing.contract import sample_record
 
+pytestmark = pytest.mark.own_store
+
 LEASE = 30_000_000
 
 _OTHER = """
 import anyio, sys
 from lro.store import open_store
 from lro.testing.contract import sample_record
-
-pytestmark = pytest.mark.own_store
-
 
 async def main():
     async with open_store(sys.argv[1]) as store:

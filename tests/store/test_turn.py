@@ -17,12 +17,11 @@ from lro.store import open_store
 from lro.store.sqlite.turn import Turn
 from lro.testing.contract import sample_record
 
+pytestmark = pytest.mark.own_store
+
 HOLDER = """
 import os, pathlib, sys
 from lro.store.sqlite.turn import Turn
-
-pytestmark = pytest.mark.own_store
-
 
 turn = Turn(pathlib.Path(sys.argv[1]), 5)
 turn.open()
